@@ -1,0 +1,50 @@
+"""What a run would do, printed for `show=true`."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sdnet.analysis.cost import network_cost
+from sdnet.data.splits import Data
+from sdnet.models.resnet import ResNet
+from sdnet.run import run_name
+
+
+def show_plan(console: Console, config: dict[str, Any], data: Data, model: ResNet) -> None:
+    """Prints a row per block, the totals, the data's sizes and the run's identity."""
+    cost = network_cost(model, data.image_shape)
+    table = Table("block", "stage", "p_l", "parameters", "multiply-adds", title=config["model"]["name"])
+    for column in table.columns:
+        column.justify = "right"
+    for i, block in enumerate(cost.blocks, start=1):
+        macs = block.branch_macs + block.shortcut_macs
+        last_of_stage = i < len(cost.blocks) and cost.blocks[i].stage != block.stage
+        table.add_row(
+            str(i),
+            str(block.stage),
+            f"{block.survival:.4f}",
+            f"{block.parameters:,}",
+            f"{macs:,}",
+            end_section=last_of_stage,
+        )
+    table.add_section()
+    table.add_row("all", "", f"{cost.expected_blocks:.2f}", f"{cost.parameters:,}", f"{cost.macs:,}")
+    console.print(table)
+
+    steps = -(-len(data.train) // config["trainer"]["batch_size"])
+    shape = "x".join(map(str, data.image_shape))
+    held_out = len(data.validation) if data.validation is not None else 0
+    lines = {
+        "expected depth": f"{cost.expected_blocks:.2f} of {len(cost.blocks)} blocks active",
+        "expected compute": f"{cost.expected_macs / cost.macs:.1%} of {cost.macs:,} multiply-adds "
+        "per image (forward, closed branches skipped)"
+        if config["model"]["granularity"] == "batch"
+        else f"100 % of {cost.macs:,} multiply-adds per image: masks save nothing",
+        "data": f"{config['dataset']['name']}: {len(data.train)} training, {held_out} validation, "
+        f"{len(data.test)} test images, {shape}, {len(data.classes)} classes",
+        "training": f"{config['trainer']['epochs']} epochs of {steps} steps",
+        "run": run_name(config),
+    }
+    for name, text in lines.items():
+        console.print(f"{name:17} {text}", markup=False, highlight=False, soft_wrap=True)

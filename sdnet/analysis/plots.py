@@ -1,0 +1,88 @@
+"""The figures of a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+STYLE = {
+    "figure.dpi": 150,
+    "font.size": 10,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def plot_survival(
+    survival: Sequence[float], stage_blocks: Sequence[int], title: str, path: Path
+) -> None:
+    """p_l against the block l, with the stages marked: Figure 2 of the paper."""
+    L = len(survival)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+        axes.bar(range(1, L + 1), survival, width=0.8, color="tab:blue", alpha=0.8)
+        first = 1
+        for stage, blocks in enumerate(stage_blocks, start=1):
+            if stage > 1:
+                axes.axvline(first - 0.5, color="0.4", linestyle="--", linewidth=1)
+            middle = first + (blocks - 1) / 2
+            axes.text(middle, 1.03, f"stage {stage}", ha="center", va="bottom", color="0.3")
+            first += blocks
+        axes.set(xlabel="block $l$", ylabel="survival probability $p_l$", ylim=(0, 1.12))
+        axes.set_xlim(0.4, L + 0.6)
+        axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="x", visible=False)
+        axes.set_title(f"{title}: {sum(survival):.4g} of {L} blocks expected", fontsize=10)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, path: Path) -> None:
+    """Training loss (log axis) and errors against the epoch: Figure 3 of the paper.
+
+    Dotted lines mark where the learning rate was divided, a ring the epoch whose test error is
+    reported.
+    """
+    epochs = [row["epoch"] for row in rows]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        marker = "o" if len(rows) == 1 else None
+        loss = [row["train_loss"] for row in rows]
+        left.semilogy(epochs, loss, color="tab:blue", marker=marker, label="training")
+        left.set(xlabel="epoch", ylabel="training loss")
+        for key, label, color in (
+            ("val_error", "validation", "tab:orange"),
+            ("test_error", "test", "tab:green"),
+        ):
+            if rows[0][key] is not None:
+                errors = [row[key] for row in rows]
+                right.plot(epochs, errors, color=color, marker=marker, label=label)
+        best = next(row for row in rows if row["epoch"] == best_epoch)
+        right.plot(
+            best_epoch,
+            best["test_error"],
+            "o",
+            color="tab:green",
+            fillstyle="none",
+            markersize=9,
+            label=f"{best['test_error']:.2f} % reported",
+        )
+        right.set(xlabel="epoch", ylabel="error (%)")
+        right.set_ylim(0, min(100.0, 1.05 * max(r["test_error"] for r in rows) + 0.5))
+        for earlier, later in zip(rows, rows[1:], strict=False):
+            if later["lr"] < 0.5 * earlier["lr"]:
+                for axes in (left, right):
+                    axes.axvline(earlier["epoch"], color="0.5", linestyle=":", linewidth=1)
+        right.legend()
+        figure.suptitle(title, fontsize=10)
+        figure.savefig(path)
+        plt.close(figure)

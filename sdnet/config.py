@@ -1,0 +1,363 @@
+"""The composed configuration: resolved once, checked, and turned into objects.
+
+The rest of the project works with the plain dictionary that `resolve` returns.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import CompactHydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from sdnet import run
+
+ALLOW_VARIABLE = "SDNET_ALLOW_TARGETS"
+_TORCH_BASES = (
+    "torch.nn.Module",
+    "torch.optim.Optimizer",
+    "torch.optim.lr_scheduler.LRScheduler",
+    "torch.utils.data.Dataset",
+)
+# Keys of a group that are ours: they never reach the group's target.
+LABELS = {
+    "model": ("name",),
+    "dataset": ("name", "validation", "normalization", "shift", "flip"),
+    "schedule": ("name",),
+    "optimizer": ("skipped_update",),
+    "lr_schedule": (),
+}
+
+
+class ConfigError(CompactHydraException):
+    """A user's mistake: told in one message, without a traceback."""
+
+
+def register_resolvers() -> None:
+    """Makes `sdnet.run_name`, `sdnet.run_dir` and `sdnet.basename` known to OmegaConf."""
+    resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": lambda p: Path(p).name}
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(f"sdnet.{name}", function, replace=True)
+
+
+def _run_name(_root_: DictConfig) -> str:
+    return run.run_name(resolve(_root_))
+
+
+def _run_dir(time: str, _root_: DictConfig) -> str:
+    """Where Hydra makes the folder; the current one where nothing is to be made."""
+    if _root_.show:
+        return "."
+    if _root_.resume is not None:
+        folder = Path(str(_root_.resume))
+        return str(folder) if (folder / "config.yaml").is_file() else "."
+    try:
+        return f"outputs/{run.run_name(resolve(_root_))}/{time}"
+    except ConfigError:
+        return "."  # main() finds the same error and tells it
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as a plain dictionary, without Hydra's part, every value checked.
+
+    Raises:
+        ConfigError: a value that is missing or out of range, or a target that is not allowed.
+    """
+    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    try:
+        config = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must be given, as {error.full_key}=...") from error
+    except OmegaConfBaseException as error:
+        missing = _missing_key(plain)
+        if missing:
+            raise ConfigError(f"{missing} must be given, as {missing}=...") from error
+        raise ConfigError(str(error)) from error
+    check(config)
+    return config
+
+
+def _missing_key(cfg: DictConfig) -> str | None:
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    return missing[0] if missing else None
+
+
+def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The configuration of a run to continue: the stored one, with what was overridden that
+    does not determine the result (device, threads, W&B, ...).
+
+    Args:
+        config: as composed from the command line, with `resume` set.
+        overrides: as typed, e.g. `["resume=outputs/...", "trainer.threads=1"]`.
+
+    Raises:
+        ConfigError: no run in that folder, or an override that would change the result.
+    """
+    folder = run.RunFolder(config["resume"])
+    if not folder.holds_run():
+        raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
+    stored = folder.config()
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        key = key.partition("@")[0]
+        path = "" if key == "experiment" else key  # a preset may set anything
+        new, old = _select(config, path), _select(stored, path)
+        if run.canonical(new, path) != run.canonical(old, path):
+            raise ConfigError(
+                f"{key}={value} would change the result of the run in {folder.path}, whose stored "
+                f"configuration holds; leave it out, or start a new run"
+            )
+        if key in run.NOT_RESULT or key.startswith("wandb."):
+            parent, _, last = key.rpartition(".")
+            _select(stored, parent)[last] = new
+    check(stored)
+    return stored
+
+
+def _select(config: dict[str, Any], path: str) -> Any:
+    for key in filter(None, path.split(".")):
+        config = config.get(key, {})
+    return config
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes the folder that Hydra made for a run that never began, and empty ones above it."""
+    if folder != Path.cwd():
+        with suppress(OSError):
+            os.removedirs(os.path.relpath(folder))
+
+
+# -- values ---------------------------------------------------------------------------------------
+
+
+def _whole(minimum: int) -> tuple[Callable, str]:
+    return lambda v: type(v) is int and v >= minimum, f"a whole number, {minimum} or more"
+
+
+def _number(minimum: float, above: bool = False) -> tuple[Callable, str]:
+    def valid(v: Any) -> bool:
+        inside = type(v) in (int, float) and v < float("inf")
+        return inside and (v > minimum if above else v >= minimum)
+
+    return valid, f"a number {'above' if above else 'of at least'} {minimum:g}"
+
+
+def _one_of(*choices: str) -> tuple[Callable, str]:
+    return lambda v: v in choices, f"one of {', '.join(choices)}"
+
+
+def _optional(check: tuple[Callable, str]) -> tuple[Callable, str]:
+    return lambda v: v is None or check[0](v), f"{check[1]}, or null"
+
+
+_BOOLEAN = (lambda v: type(v) is bool, "true or false")
+_TEXT = (lambda v: isinstance(v, str) and v != "", "a text")
+_DEVICE = (
+    lambda v: (
+        v in ("auto", "cpu", "cuda")
+        or (isinstance(v, str) and v.startswith("cuda:") and v[5:].isdigit())
+    ),
+    "auto, cpu, cuda or cuda:<n>",
+)
+_NAME = (
+    lambda v: isinstance(v, str) and v not in ("", ".", "..") and not set(v) & set('/\\:"'),
+    "a name for a folder",
+)
+
+CHECKS = {
+    "name": _NAME,
+    "seed": _whole(0),
+    "show": _BOOLEAN,
+    "resume": _optional(_TEXT),
+    "model.name": _NAME,
+    "dataset.name": _NAME,
+    "dataset.root": _TEXT,
+    "dataset.workers": _optional(_whole(1)),
+    "dataset.download": _BOOLEAN,
+    "dataset.shift": _whole(0),
+    "dataset.flip": _BOOLEAN,
+    "schedule.name": _NAME,
+    "optimizer.lr": _number(0, above=True),
+    "optimizer.momentum": _number(0),
+    "optimizer.nesterov": _BOOLEAN,
+    "optimizer.weight_decay": _number(0),
+    "optimizer.skipped_update": _one_of("decay", "freeze"),
+    "trainer.epochs": _whole(1),
+    "trainer.batch_size": _whole(2),  # BatchNorm needs two values
+    "trainer.eval_every": _whole(1),
+    "trainer.eval_unit": _one_of("epoch", "step"),
+    "trainer.log_every": _whole(1),
+    "trainer.device": _DEVICE,
+    "trainer.precision": _one_of("fp32", "tf32", "bf16"),
+    "trainer.threads": _optional(_whole(1)),
+    "trainer.channels_last": _BOOLEAN,
+    "trainer.deterministic": _BOOLEAN,
+    "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
+    "wandb.project": _TEXT,
+    "wandb.entity": _optional(_TEXT),
+    "wandb.group": _optional(_TEXT),
+    "wandb.name": _optional(_TEXT),
+    "wandb.tags": (
+        lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v),
+        "a list of texts",
+    ),
+}
+
+
+def check(config: dict[str, Any]) -> None:
+    """Checks single values and every target; what a class knows better, it checks itself.
+
+    Raises:
+        ConfigError: naming the setting, its value and what is allowed.
+    """
+    for key, (valid, allowed) in CHECKS.items():
+        group, _, name = key.rpartition(".")
+        node = config.get(group, {}) if group else config
+        if name in node and not valid(node[name]):
+            raise ConfigError(f"{key} must be {allowed}, got {node[name]!r}")
+    for path, target in _targets(config, ""):
+        check_target(path, target)
+
+
+# -- targets --------------------------------------------------------------------------------------
+
+
+def _targets(node: Any, path: str):
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        inner = f"{path}.{key}" if path else str(key)
+        if key == "_target_":
+            yield inner, value
+        elif isinstance(value, dict | list):
+            yield from _targets(value, inner)
+
+
+def check_target(path: str, target: Any) -> None:
+    """Refuses a `_target_` unless what it resolves to is one of the project's building blocks.
+
+    Allowed are objects defined in `sdnet.models`, `sdnet.data` and `sdnet.training`; subclasses of
+    Module, Optimizer, LRScheduler and Dataset defined in torch or torchvision; and the names listed
+    (separated by commas) in the environment variable SDNET_ALLOW_TARGETS.
+
+    Raises:
+        ConfigError: naming the setting and the target.
+    """
+    listed = [t.strip() for t in os.environ.get(ALLOW_VARIABLE, "").split(",")]
+    if isinstance(target, str) and target in listed:
+        return
+    # Nothing is imported for a name that starts elsewhere: importing runs code.
+    known = isinstance(target, str) and target.split(".")[0] in ("sdnet", "torch", "torchvision")
+    if known and _is_building_block(_locate(target)):
+        return
+    raise ConfigError(
+        f"{path}={target} is not allowed: a target must be a block, network, schedule, data set or "
+        f"optimizer of sdnet, torch or torchvision. To use one of your own, list it in the "
+        f"environment variable {ALLOW_VARIABLE}."
+    )
+
+
+def _locate(target: str) -> Any:
+    """The object that a dotted name means, or None."""
+    parts = target.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:n]))
+        except ImportError:
+            continue
+        for part in parts[n:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+def _is_building_block(found: Any) -> bool:
+    """Judged by the object itself: by what it is and where its definition stands, not its name."""
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        return False
+    home = sys.modules.get(found.__module__)
+    if home is None or getattr(home, found.__qualname__, None) is not found:
+        return False  # __module__ can be forged
+    package = found.__module__.split(".")
+    if package[0] == "sdnet":
+        return package[1] in ("models", "data", "training")
+    if package[0] not in ("torch", "torchvision") or not inspect.isclass(found):
+        return False
+    return issubclass(found, tuple(_locate(base) for base in _TORCH_BASES))
+
+
+def instantiate(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
+    """The object that a group of the checked configuration describes.
+
+    Raises:
+        ConfigError: what the target's own checks found, with the group named.
+    """
+    from hydra.utils import instantiate as hydra_instantiate
+
+    node = {k: v for k, v in config[group].items() if k not in LABELS[group]}
+    try:
+        return hydra_instantiate(node, *args, **kwargs, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ValueError | TypeError | OSError):
+            raise ConfigError(_with_group(group, config[group], error.__cause__)) from error
+        raise
+
+
+@contextmanager
+def errors_of(config: dict[str, Any], group: str):
+    """Turns a ValueError inside the block into a ConfigError that names the setting of `group`."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(_with_group(group, config[group], error)) from error
+
+
+def _with_group(group: str, node: dict, error: Exception) -> str:
+    """`p_L must be ...` becomes `schedule.p_L must be ...`."""
+    text = str(error)
+    first = text.replace("=", " ").split(" ")[0]
+    return f"{group}.{text}" if first in node else f"{group}: {text}"
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Calls a Hydra main so that a user's mistake ends in one message and exit status 1.
+
+    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on to us
+    try:
+        main()
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def explain(error: Exception) -> str:
+    """What Hydra's error means to the one who typed the command."""
+    cause = error.__cause__
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(cause, OmegaConfBaseException) and parent is not None and cause.full_key:
+        allowed = sorted(str(k) for k in parent if k != "hydra")
+        wrong = str(cause.full_key).rpartition(".")[2]
+        if wrong not in allowed:
+            close = difflib.get_close_matches(wrong, allowed, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            prefix = str(cause.full_key).rpartition(".")[0]
+            where = f"in {prefix}" if prefix else "at the top"
+            return (
+                f"{cause.full_key} is not a setting{hint} Known {where}: {', '.join(allowed)}"
+            ).replace("setting Known", "setting. Known")
+    return str(error)

@@ -1,0 +1,1 @@
+"""The method: stochastic depth, survival schedules, gates, blocks, networks."""

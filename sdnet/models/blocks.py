@@ -1,0 +1,189 @@
+"""Residual blocks with stochastic depth: H_l = ReLU(b_l f_l(H_{l-1}) + id(H_{l-1})).
+
+The gate b_l weights the branch f_l and nothing else: never the skip path, never the sum.
+Parameters carry torchvision's names.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sdnet.models.gates import Gated, check_choice
+
+ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
+ORDERS = ("post", "pre")
+SHORTCUTS = ("pad", "subsample", "projection")
+
+
+def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution that keeps the size (at stride 1), without bias: a BatchNorm follows it."""
+    padding = kernel_size // 2
+    return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al. (2015): no parameters; new channels are zero.
+
+    The size is reduced by a 2x2 average pool (Huang et al. 2016), or with `subsample=True` by
+    taking every second pixel, as their code did until 2017.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, subsample: bool):
+        super().__init__()
+        if out_channels < in_channels:
+            raise ValueError(
+                f"shortcut pad and subsample can add channels but not remove them, got "
+                f"{in_channels} -> {out_channels}; use shortcut=projection"
+            )
+        self.new_channels = out_channels - in_channels
+        self.stride = stride
+        self.subsample = subsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.stride
+        if s > 1 and self.subsample:
+            x = x[:, :, ::s, ::s]
+        elif s > 1:
+            # Odd sizes round up like the strided convolution; border windows average real pixels.
+            x = F.avg_pool2d(x, s, ceil_mode=True, count_include_pad=False)
+        return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
+
+    def extra_repr(self) -> str:
+        how = "subsample" if self.subsample else "average"
+        return f"new_channels={self.new_channels}, stride={self.stride}, {how}"
+
+
+class ResidualBlock(Gated):
+    """What the two kinds of block share: the shortcut, the gate and the sum.
+
+    Args:
+        in_channels, out_channels: channels of the input and of the output.
+        stride: 1, or 2 to halve the size.
+        survival, granularity, rescale: the gate; see `Gated`.
+        order: `post` is Conv-BN-ReLU with a ReLU after the sum (He et al. 2015; the paper),
+            `pre` is BN-ReLU-Conv with nothing after it (He et al. 2016).
+        activation: `relu` or `silu`.
+        shortcut: where the shape changes, `pad` or `subsample` (see `PadShortcut`) or
+            `projection` (1x1 convolution, with BatchNorm in `post` order). Where it does not,
+            the shortcut is the identity.
+    """
+
+    num_convs: int  # layers a block adds to the depth that a network is named by
+    expansion: int  # output channels over the width of the stage
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        *,
+        survival: float = 1.0,
+        order: str = "post",
+        activation: str = "relu",
+        shortcut: str = "pad",
+        granularity: str = "batch",
+        rescale: str = "eval",
+    ):
+        super().__init__(survival, granularity, rescale)
+        self.order = check_choice("order", order, ORDERS)
+        self.activation = check_choice("activation", activation, tuple(ACTIVATIONS))
+        check_choice("shortcut", shortcut, SHORTCUTS)
+        if out_channels % self.expansion:
+            raise ValueError(
+                f"out_channels must be divisible by {self.expansion} for {type(self).__name__}, "
+                f"got {out_channels}"
+            )
+        self._build_branch(in_channels, out_channels, stride)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            if shortcut == "projection":
+                layers = [conv(in_channels, out_channels, 1, stride)]
+                if order == "post":
+                    layers.append(nn.BatchNorm2d(out_channels))
+                self.downsample = nn.Sequential(*layers)
+            else:
+                subsample = shortcut == "subsample"
+                self.downsample = PadShortcut(in_channels, out_channels, stride, subsample)
+        # A network that knows its block's input to be rectified says so (see `ResNet`): then a
+        # closed gate before an identity shortcut leaves the input as it is.
+        self.rectified_input = False
+
+    def _build_branch(self, in_channels: int, out_channels: int, stride: int) -> None:
+        raise NotImplementedError
+
+    def _layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """The branch's (convolution, normalization) pairs in order."""
+        return [
+            (getattr(self, f"conv{i}"), getattr(self, f"bn{i}"))
+            for i in range(1, self.num_convs + 1)
+        ]
+
+    def branch(self, x: Tensor) -> Tensor:
+        """f_l(x): (N, in_channels, H, W) -> (N, out_channels, H/stride, W/stride)."""
+        if self.order == "pre":
+            for conv_i, bn in self._layers():
+                x = conv_i(self._activate(bn(x)))
+            return x
+        *inner, (last_conv, last_bn) = self._layers()
+        for conv_i, bn in inner:
+            x = self._activate(bn(conv_i(x)))
+        return last_bn(last_conv(x))
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """id(x), or what stands for it where the shape changes."""
+        return x if self.downsample is None else self.downsample(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.branch_weight(x)
+        if isinstance(weight, Tensor):
+            return self._finish(self.shortcut(x) + self.branch(x) * weight)
+        if weight:
+            return self._finish(torch.add(self.shortcut(x), self.branch(x), alpha=weight))
+        # A closed gate: nothing of the branch runs. ReLU leaves a rectified input as it is.
+        out = self.shortcut(x)
+        if self.order == "pre" or (out is x and self.rectified_input and self.activation == "relu"):
+            return out
+        return ACTIVATIONS[self.activation](out)  # not in place: `out` can be `x` or a view of it
+
+    def _finish(self, total: Tensor) -> Tensor:
+        return total if self.order == "pre" else self._activate(total)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        # Only ever on a tensor just made here, so ReLU may overwrite it.
+        return F.relu(x, inplace=True) if self.activation == "relu" else F.silu(x)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, order={self.order}, activation={self.activation}"
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions."""
+
+    num_convs = 2
+    expansion = 1
+
+    def _build_branch(self, in_channels: int, out_channels: int, stride: int) -> None:
+        self.conv1 = conv(in_channels, out_channels, 3, stride)
+        self.bn1 = nn.BatchNorm2d(out_channels if self.order == "post" else in_channels)
+        self.conv2 = conv(out_channels, out_channels, 3)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3 and 1x1 convolutions; the middle one is a quarter as wide and carries the stride.
+
+    `out_channels` are those of the block's output, four times the width of the middle.
+    """
+
+    num_convs = 3
+    expansion = 4
+
+    def _build_branch(self, in_channels: int, out_channels: int, stride: int) -> None:
+        width = out_channels // self.expansion
+        post = self.order == "post"
+        self.conv1 = conv(in_channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width if post else in_channels)
+        self.conv2 = conv(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = conv(width, out_channels, 1)
+        self.bn3 = nn.BatchNorm2d(out_channels if post else width)

@@ -1,0 +1,82 @@
+"""Survival schedules: which block survives with which probability.
+
+A schedule is a callable `schedule(stage_blocks, progress=1.0) -> [p_1, ..., p_L]`, where
+`stage_blocks` are the residual blocks per stage (`[18, 18, 18]`), `progress` in [0, 1] is the
+fraction of training that is done, and the result holds a survival probability per block in order
+of depth. A schedule of your own is one such class and one file in `conf/schedule/`.
+"""
+
+from collections.abc import Sequence
+from numbers import Real
+
+RULES = ("paper", "timm", "efficientnet")
+
+
+def check_survival(name: str, p: float) -> float:
+    """`p` as a float if it is a survival probability, 0 < p <= 1; else ValueError naming `name`."""
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0.0 < p <= 1.0:
+        raise ValueError(
+            f"{name} must be a number with 0 < {name} <= 1 (a survival probability), got {p!r}"
+        )
+    return float(p)
+
+
+class LinearDecay:
+    """Survival falls linearly with depth, from p_0 at the input to p_L at the last block.
+
+    `rule` sets how far along block l of L is:
+
+    - `paper`: l/L, so p_l = p_0 - l/L (p_0 - p_L), equation 4 of Huang et al. (2016);
+    - `timm`: (l-1)/(L-1), so the first block is never dropped (a single block gets p_L);
+    - `efficientnet`: (l-1)/L, as torchvision's EfficientNet; p_L itself is not reached.
+    """
+
+    def __init__(self, p_L: float = 0.5, p_0: float = 1.0, rule: str = "paper"):
+        self.p_L = check_survival("p_L", p_L)
+        self.p_0 = check_survival("p_0", p_0)
+        if rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
+        self.rule = rule
+
+    def __call__(self, stage_blocks: Sequence[int], progress: float = 1.0) -> list[float]:
+        L = sum(stage_blocks)
+        return [self.p_0 - self._depth(l, L) * (self.p_0 - self.p_L) for l in range(1, L + 1)]
+
+    def _depth(self, l: int, L: int) -> float:
+        if self.rule == "paper":
+            return l / L
+        if self.rule == "efficientnet":
+            return (l - 1) / L
+        return (l - 1) / (L - 1) if L > 1 else 1.0
+
+
+class Uniform:
+    """The same survival probability p_L for every block."""
+
+    def __init__(self, p_L: float):
+        self.p_L = check_survival("p_L", p_L)
+
+    def __call__(self, stage_blocks: Sequence[int], progress: float = 1.0) -> list[float]:
+        return [self.p_L] * sum(stage_blocks)
+
+
+class Constant:
+    """Constant depth, the baseline: every block always survives."""
+
+    def __call__(self, stage_blocks: Sequence[int], progress: float = 1.0) -> list[float]:
+        return [1.0] * sum(stage_blocks)
+
+
+def linear_drop_rates(num_blocks: int, p_max: float) -> list[float]:
+    """Drop rates p_max * i/(L-1) for i = 0..L-1 over all L blocks; `[p_max]` for one block.
+
+    Raises:
+        ValueError: `num_blocks` below 1 or `p_max` outside [0, 1).
+    """
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks must be at least 1, got {num_blocks!r}")
+    if not 0.0 <= p_max < 1.0:
+        raise ValueError(f"p_max must be a drop probability with 0 <= p_max < 1, got {p_max!r}")
+    if num_blocks == 1:
+        return [p_max]
+    return [p_max * i / (num_blocks - 1) for i in range(num_blocks)]

@@ -1,0 +1,83 @@
+"""Stochastic depth as a function and as modules, for any residual network.
+
+They follow the convention of torchvision and timm: p is the probability to *drop*, and
+surviving branches are divided by 1 - p in training (inverted scaling), so evaluation needs none.
+A mask is applied to the branch after it was computed; `sdnet.models.blocks` skip the computation.
+"""
+
+import torch
+from torch import Tensor, nn
+
+MODES = ("row", "batch")
+
+
+def _check(name: str, p: float, mode: str) -> None:
+    if not 0.0 <= p < 1.0:
+        raise ValueError(f"{name} must be a drop probability with 0 <= {name} < 1, got {p!r}")
+    if mode not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+
+
+def stochastic_depth(
+    x: Tensor, p: float, training: bool = True, mode: str = "row", scale_by_keep: bool = True
+) -> Tensor:
+    """Drops residual branches at random (Huang et al., ECCV 2016, https://arxiv.org/abs/1603.09382).
+
+    Apply it to the output of the branch, never to the skip path: `x + stochastic_depth(f(x), p)`.
+
+    Args:
+        x: branch output of shape `(N, ...)`, one dimension or more, of any floating-point type.
+        p: probability to drop, 0 <= p < 1.
+        training: when false, `x` is returned unchanged.
+        mode: `row` draws once per row of the batch, `batch` once for the whole tensor.
+        scale_by_keep: divide what survives by `1 - p`, so that the expectation stays `x`.
+
+    Returns:
+        A tensor like `x`, or `x` itself when `p == 0` or not training.
+
+    Raises:
+        ValueError: `p` outside [0, 1), an unknown `mode`, or an `x` without dimensions.
+    """
+    _check("p", p, mode)
+    if not training or p == 0.0:
+        return x
+    if x.ndim == 0:
+        raise ValueError("x must have one dimension or more, got a scalar")
+    keep = 1.0 - p
+    rows = x.shape[0] if mode == "row" else 1
+    mask = x.new_empty([rows] + [1] * (x.ndim - 1)).bernoulli_(keep)
+    if scale_by_keep:
+        mask.div_(keep)
+    return x * mask
+
+
+class StochasticDepth(nn.Module):
+    """`stochastic_depth` as a module; arguments as there. Put it at the end of a residual branch."""
+
+    def __init__(self, p: float = 0.1, mode: str = "row"):
+        super().__init__()
+        _check("p", p, mode)
+        self.p = p
+        self.mode = mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        return stochastic_depth(x, self.p, self.training, self.mode)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, mode={self.mode}"
+
+
+class DropPath(nn.Module):
+    """Per-sample stochastic depth under timm's name and signature, except that 1 is refused."""
+
+    def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True):
+        super().__init__()
+        _check("drop_prob", drop_prob, "row")
+        self.drop_prob = drop_prob
+        self.scale_by_keep = scale_by_keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        return stochastic_depth(x, self.drop_prob, self.training, "row", self.scale_by_keep)
+
+    def extra_repr(self) -> str:
+        return f"drop_prob={self.drop_prob}, scale_by_keep={self.scale_by_keep}"

@@ -1,0 +1,220 @@
+"""The run folder: names, configuration, status, metrics, checkpoints, in plain files.
+
+    config.yaml        the resolved configuration
+    provenance.json    command, commit, versions, device, the W&B run's id
+    metrics.csv        a row per evaluation
+    summary.json       status and result
+    checkpoints/       last.pt, best.pt
+    figures/  wandb/   train.log
+
+Errors are percent, times seconds, sizes bytes. Files are written beside their place and renamed.
+"""
+
+import csv
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "train_error",
+    "val_loss",
+    "val_error",
+    "test_loss",
+    "test_error",
+    "train_seconds",
+    "eval_seconds",
+    "images_per_second",
+    "active_blocks",
+)
+# Settings that do not determine the result: where and how a run is computed, kept and shown.
+NOT_RESULT = (
+    "name",
+    "show",
+    "resume",
+    "wandb",
+    "dataset.root",
+    "dataset.workers",
+    "dataset.download",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.log_every",
+)
+
+
+def determines_result(key: str) -> bool:
+    """Whether a setting, by its dotted name, is part of a run's identity."""
+    return not any(key == k or key.startswith(k + ".") for k in NOT_RESULT)
+
+
+def canonical(node: Any, key: str = "") -> Any:
+    """The part of a configuration (or of the node at `key`) that determines the result."""
+    if isinstance(node, dict):
+        inner = {name: f"{key}.{name}" if key else name for name in node}
+        return {n: canonical(node[n], inner[n]) for n in node if determines_result(inner[n])}
+    if not determines_result(key):
+        return None
+    if isinstance(node, list):
+        return [canonical(item, key) for item in node]
+    if isinstance(node, int | float) and not isinstance(node, bool):
+        return f"{node:.12g}"  # 1 and 1.0, 0.3 and 0.30000000000000004 are the same setting
+    return node
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Eight hex digits for what determines the result of a resolved configuration."""
+    text = json.dumps(canonical(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """`<model>-<schedule>-pL<p_L>-s<seed>-<identity>`."""
+    schedule = config["schedule"]
+    p_L = f"{schedule.get('p_L', 1.0)}"[:24].replace("/", "_")
+    p_L = f"{float(p_L):.6g}" if _is_number(p_L) else p_L
+    return (
+        f"{config['model']['name']}-{schedule['name']}-pL{p_L}-s{config['seed']}-{identity(config)}"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def select(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    """The row whose test error is reported, and the rule that chose it.
+
+    The rule is the paper's: the epoch of lowest validation error, here the latest of equals;
+    without validation images the last epoch. The test error never takes part in the choice.
+    """
+    if rows[-1]["val_error"] is None:
+        return rows[-1], "last epoch (no validation images)"
+    lowest = min(row["val_error"] for row in rows)
+    best = [row for row in rows if row["val_error"] == lowest][-1]
+    return best, "lowest validation error, the latest of equals"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a temporary file beside `path`, then renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class RunFolder:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path, config: dict, provenance: dict) -> "RunFolder":
+        """Makes the folder of a new run.
+
+        Raises:
+            FileExistsError: the folder holds a run already.
+        """
+        folder = cls(path)
+        if folder.holds_run():
+            raise FileExistsError(
+                f"{folder.path} holds a run already; resume={folder.path} continues it"
+            )
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.write_provenance(provenance)
+        folder.write_summary({"status": "running", "identity": identity(config)})
+        write_atomically(folder.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        return folder
+
+    def holds_run(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
+    # -- plain files ------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def set_status(self, status: str, reason: str | None = None) -> None:
+        """running, interrupted, completed, diverged or failed; the reason where there is one."""
+        summary = {k: v for k, v in self.summary().items() if k not in ("status", "reason")}
+        head = {"status": status} | ({} if reason is None else {"reason": reason})
+        self.write_summary(head | summary)
+
+    def provenance(self) -> dict[str, Any]:
+        return json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+
+    def write_provenance(self, provenance: dict[str, Any]) -> None:
+        write_atomically(self.path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+
+    @property
+    def figures(self) -> Path:
+        folder = self.path / "figures"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    # -- metrics ----------------------------------------------------------------------------------
+
+    def rows(self) -> list[dict[str, float | None]]:
+        """The rows of metrics.csv as numbers; None where a cell is empty."""
+        file = self.path / "metrics.csv"
+        if not file.is_file():
+            return []
+        with file.open(newline="", encoding="utf-8") as lines:
+            return [
+                {k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(lines)
+            ]
+
+    def append_row(self, row: dict[str, float | None]) -> None:
+        """Adds a row to metrics.csv; the file is replaced as a whole, so it is never half a row."""
+        file = self.path / "metrics.csv"
+        text = file.read_text(encoding="utf-8") if file.is_file() else ",".join(COLUMNS) + "\n"
+        cells = ["" if row[c] is None else f"{row[c]:.8g}" for c in COLUMNS]
+        write_atomically(file, text + ",".join(cells) + "\n")
+
+    def drop_rows_after(self, step: int) -> None:
+        """Forgets rows later than a checkpoint's step: they will be measured again."""
+        file = self.path / "metrics.csv"
+        if file.is_file():
+            head, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+            at = COLUMNS.index("step")
+            kept = [line for line in lines if float(line.split(",")[at]) <= step]
+            write_atomically(file, head + "".join(kept))
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def checkpoint(self, name: str = "last") -> Path:
+        return self.path / "checkpoints" / f"{name}.pt"
+
+    def save_checkpoint(self, state: dict[str, Any], name: str = "last") -> None:
+        import torch
+
+        path = self.checkpoint(name)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def load_checkpoint(self, name: str = "last") -> dict[str, Any] | None:
+        """The stored state on the CPU, or None where there is no checkpoint yet."""
+        import torch
+
+        path = self.checkpoint(name)
+        if not path.is_file():
+            return None
+        return torch.load(path, map_location="cpu", weights_only=True)

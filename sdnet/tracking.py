@@ -1,0 +1,114 @@
+"""Weights & Biases: the same numbers as the run folder's, online or in an offline run beside them.
+
+Nothing here prompts, and a server that cannot be reached never stops a run.
+"""
+
+import logging
+import netrc
+import os
+import socket
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sdnet.training.trainer import Listener, Trainer
+
+log = logging.getLogger(__name__)
+INTERVAL = "interval/active_blocks"  # mean since the last measurement, on an axis of steps
+
+
+def has_credentials(host: str) -> bool:
+    """Whether an API key for the W&B server is in the environment or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    file = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
+    try:
+        return netrc.netrc(file).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def resolve_mode(mode: str) -> str:
+    """`online`, `offline` or `disabled` for a setting that may be `auto`.
+
+    Raises:
+        ValueError: `online` without credentials.
+    """
+    if mode in ("offline", "disabled"):
+        return mode
+    import wandb
+
+    url = urlsplit(wandb.setup().settings.base_url)
+    if not has_credentials(url.hostname):
+        if mode == "online":
+            raise ValueError(
+                "mode online needs credentials: run `wandb login` or set WANDB_API_KEY; "
+                "auto and offline work without"
+            )
+        return "offline"
+    try:
+        socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+    except OSError as error:
+        log.warning("W&B at %s cannot be reached (%s): this run is offline", url.hostname, error)
+        return "offline"
+    return "online"
+
+
+class WandbListener(Listener):
+    """Logs a run to W&B; `mode` is what `resolve_mode` gave, not `disabled`.
+
+    Args:
+        config: the resolved configuration, logged as it is.
+        folder: the run folder; W&B's files go to `wandb/` in it.
+        run_id: kept by a resumed run.
+    """
+
+    def __init__(self, config: dict[str, Any], mode: str, folder: Path, name: str, run_id: str):
+        import wandb
+
+        settings = config["wandb"]
+        arguments = {
+            "project": settings["project"],
+            "entity": settings["entity"],
+            "group": settings["group"],
+            "name": settings["name"] or name,
+            "tags": settings["tags"],
+            "job_type": "train",
+            "config": config,
+            "dir": folder,
+            "id": run_id,
+            "resume": "allow" if mode == "online" else None,
+            "reinit": "finish_previous",
+            "settings": wandb.Settings(silent=True, console="off", init_timeout=15),
+        }
+        try:
+            self.run = wandb.init(mode=mode, **arguments)
+        except wandb.errors.CommError as error:
+            log.warning("W&B did not answer (%s): this run is offline", error)
+            wandb.teardown()
+            self.run = wandb.init(mode="offline", **arguments | {"resume": None})
+        self.run.define_metric("*", step_metric="epoch")
+        self.run.define_metric(INTERVAL, step_metric="step")
+        self.log_every = config["trainer"]["log_every"]
+        self.seen = (0, 0.0)  # steps and active blocks already logged
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.seen = (trainer.counters.step, trainer.counters.active)
+
+    def on_step(self, trainer: Trainer) -> None:
+        step, active = trainer.counters.step, trainer.counters.active
+        if step % self.log_every == 0 or step == trainer.total_steps:
+            mean = (active - self.seen[1]) / (step - self.seen[0])
+            self.run.log({"step": step, INTERVAL: mean})
+            self.seen = (step, active)
+
+    def on_row(self, trainer: Trainer, row: dict[str, float | None]) -> None:
+        self.run.log({key: value for key, value in row.items() if value is not None})
+
+    def finish(self, summary: dict[str, Any], figures: list[Path]) -> None:
+        """Ends the W&B run with the numbers of summary.json and the figures."""
+        import wandb
+
+        self.run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures})
+        self.run.summary.update(summary)
+        self.run.finish(exit_code=0 if summary["status"] == "completed" else 1)

@@ -1,0 +1,124 @@
+"""What a run shows: a progress bar, a line per evaluation, and the result."""
+
+import logging
+import time
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from sdnet.training.trainer import Listener, Trainer
+
+log = logging.getLogger("sdnet")
+BAR_SECONDS = 0.5  # between updates of the bar, each of which waits for the device
+
+LINE = (
+    ("epoch", "epoch", "{:6.4g}"),
+    ("lr", "lr", "{:8.3g}"),
+    ("train_loss", "train loss", "{:10.4f}"),
+    ("train_error", "train err %", "{:11.2f}"),
+    ("val_error", "val err %", "{:9.2f}"),
+    ("test_error", "test err %", "{:10.2f}"),
+    ("images_per_second", "images/s", "{:8.0f}"),
+    ("active_blocks", "active blocks", "{:13.2f}"),
+)
+
+
+class ConsoleHandler(logging.Handler):
+    """Shows what the project logs, above the progress bar if there is one."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(self.format(record), markup=False, highlight=False, soft_wrap=True)
+
+
+def set_up() -> Console:
+    """The console of this process, to which the project's log goes from now on."""
+    console = Console()
+    log.setLevel(logging.INFO)
+    log.propagate = False  # Hydra's own handler would print every line once more
+    log.handlers = [ConsoleHandler(console)]
+    return console
+
+
+class ConsoleListener(Listener):
+    """Shows training on a terminal; where the output is none, the lines without the bar."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.shown = 0.0
+    def __enter__(self) -> "ConsoleListener":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.progress.stop()
+
+    def on_start(self, trainer: Trainer) -> None:
+        self.first = (trainer.counters.step, time.perf_counter())
+        self.task = self.progress.add_task("training", total=trainer.total_steps, numbers="")
+        log.info("  ".join(title.rjust(_width(form)) for _, title, form in LINE))
+
+    def on_step(self, trainer: Trainer) -> None:
+        now = time.perf_counter()
+        step = trainer.counters.step
+        if self.progress.disable or now - self.shown < BAR_SECONDS or not trainer.counters.images:
+            return
+        self.shown = now
+        loss, error = trainer.training_loss_and_error()
+        rate = trainer.counters.images / max(trainer.counters.interval_seconds, 1e-9)
+        left = (trainer.total_steps - step) * (now - self.first[1]) / (step - self.first[0])
+        self.progress.update(
+            self.task,
+            completed=step,
+            description=f"epoch {step // trainer.steps_per_epoch + 1}/{trainer.epochs}",
+            numbers=f"loss {loss:.4f}  error {error:.2f} %  {rate:.0f} images/s  "
+            f"{timedelta(seconds=round(left))} left",
+        )
+
+    def on_row(self, trainer: Trainer, row: dict[str, float | None]) -> None:
+        cells = [
+            (form.format(row[key]) if row[key] is not None else "-").rjust(_width(form))
+            for key, _, form in LINE
+        ]
+        log.info("  ".join(cells))
+
+
+def _width(form: str) -> int:
+    return int(form.split(":")[1].split(".")[0])
+
+
+def result_lines(config: dict[str, Any], summary: dict[str, Any], folder: str) -> list[str]:
+    """What the end of a run says: p_L, active blocks, the errors and where everything is."""
+    schedule = config["schedule"]
+    p_L = f"p_L {schedule['p_L']:g}" if "p_L" in schedule else "every block survives"
+    lines = [
+        f"schedule      {schedule['name']}, {p_L}",
+        f"active blocks {summary['mean_active_blocks']:.2f} of {summary['blocks']} measured, "
+        f"{summary['expected_active_blocks']:.2f} expected",
+    ]
+    chosen = f"at epoch {summary['best_epoch']:g}: {summary['selection']}"
+    if summary["val_error"] is not None:
+        chosen += f" ({summary['val_error']:.2f} %)"
+    return [
+        *lines,
+        f"test error    {summary['test_error']:.2f} % {chosen}",
+        f"              {summary['final_test_error']:.2f} % at the last epoch",
+        f"time          {summary['train_seconds']:.1f} s training, "
+        f"{summary['eval_seconds']:.1f} s evaluating",
+        f"run folder    {folder}",
+        "              metrics.csv summary.json config.yaml checkpoints/best.pt",
+        "              figures/survival.png figures/curves.png",
+    ]

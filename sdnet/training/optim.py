@@ -1,0 +1,88 @@
+"""Learning-rate schedules, and what an optimizer does to the parameters of a skipped block.
+
+A learning-rate schedule is a callable `schedule(epoch, epochs) -> factor` on the optimizer's rate,
+where `epoch` is the training done so far as a fraction of epochs, e.g. 2.5 in the middle of the
+third. It has no state, so a resumed run needs none. A schedule of your own is one such class and
+one file in `conf/lr_schedule/`.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.optim import Optimizer
+
+
+class ConstantRate:
+    """The full rate throughout, after `warmup_epochs` at `warmup_factor` times the rate."""
+
+    def __init__(self, warmup_epochs: int = 0, warmup_factor: float = 0.1):
+        if not isinstance(warmup_epochs, int) or warmup_epochs < 0:
+            raise ValueError(f"warmup_epochs must be whole, 0 or more, got {warmup_epochs!r}")
+        if not isinstance(warmup_factor, int | float) or not 0.0 < warmup_factor <= 1.0:
+            raise ValueError(f"warmup_factor must be above 0, at most 1, got {warmup_factor!r}")
+        self.warmup_epochs = warmup_epochs
+        self.warmup_factor = warmup_factor
+
+    def __call__(self, epoch: float, epochs: int) -> float:
+        if epoch < self.warmup_epochs:
+            return self.warmup_factor
+        return self.factor(epoch, epochs)
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """The factor once the warm-up is over."""
+        return 1.0
+
+
+class MultiStep(ConstantRate):
+    """Multiplied by `gamma` at each milestone.
+
+    Epoch e, counted from 0, has the lower rate when e >= milestone * epochs; milestones are
+    fractions of the training, 0 < m < 1. The paper: [0.5, 0.75].
+    """
+
+    def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, **warmup):
+        super().__init__(**warmup)
+        fractions = [isinstance(m, int | float) and 0.0 < m < 1.0 for m in milestones]
+        if not all(fractions):
+            raise ValueError(f"milestones must be fractions 0 < m < 1, got {list(milestones)}")
+        if not isinstance(gamma, int | float) or gamma <= 0.0:
+            raise ValueError(f"gamma must be a number above 0, got {gamma!r}")
+        self.milestones = tuple(milestones)
+        self.gamma = gamma
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        # 0.55 * 20 is 11.000000000000002 in floating point
+        passed = sum(math.floor(epoch) >= m * epochs - 1e-9 for m in self.milestones)
+        return self.gamma**passed
+
+
+class Cosine(ConstantRate):
+    """Half a cosine from the full rate after the warm-up to zero at the end."""
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        done = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1)
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def set_rate(optimizer: Optimizer, factor: float) -> float:
+    """Sets every group's rate to `factor` times its initial one; returns that of the first."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return optimizer.param_groups[0]["lr"]
+
+
+def clear_gradients(optimizer: Optimizer, skipped_update: str) -> None:
+    """Clears the gradients before a step, which decides what befalls the blocks it skips.
+
+    `decay` leaves zeros, so that weight decay and momentum act on a skipped block, as in the
+    paper's code; `freeze` leaves None, and the optimizer passes the block over.
+    """
+    if skipped_update == "freeze":
+        optimizer.zero_grad(set_to_none=True)
+        return
+    optimizer.zero_grad(set_to_none=False)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:  # before the first step
+                parameter.grad = torch.zeros_like(parameter)

@@ -1,0 +1,257 @@
+"""The training loop."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sdnet import device as devices
+from sdnet.data.loader import Loader
+from sdnet.evaluation import evaluate
+from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival
+from sdnet.run import RunFolder, select
+from sdnet.training.optim import clear_gradients, set_rate
+
+CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
+
+
+class Diverged(Exception):
+    """The training loss is no longer a finite number."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and its state is saved."""
+
+
+@dataclass
+class Counters:
+    """What a run has done so far; kept in its checkpoints."""
+
+    step: int = 0
+    active: int = 0  # blocks that were active, summed over all steps
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    # since the last evaluation:
+    images: int = 0
+    interval_steps: int = 0
+    interval_active: int = 0
+    interval_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a model on data and records what happens in a run folder.
+
+    Args:
+        model: on its device, in its memory format.
+        loaders: `train`, `test` and, where images were set aside, `validation`.
+        survival: called as `survival(stage_blocks, progress)`; see `sdnet.models.schedules`.
+        settings: the groups trainer and optimizer of the configuration, and the seed.
+        listeners: told of each step, of each row and of the end; see `Listener`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        lr_schedule: Callable[[float, int], float],
+        loaders: dict[str, Loader],
+        config: dict[str, Any],
+        run: RunFolder,
+        listeners: tuple["Listener", ...] = (),
+    ):
+        self.model = model
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.loaders = loaders
+        self.settings = config["trainer"]
+        self.skipped_update = config["optimizer"]["skipped_update"]
+        self.run = run
+        self.listeners = listeners
+        self.gates = GateSampler(model, config["seed"])
+        self.device = next(model.parameters()).device
+        self.steps_per_epoch = len(loaders["train"])
+        self.epochs = self.settings["epochs"]
+        self.total_steps = self.epochs * self.steps_per_epoch
+        self.eval_steps = self.settings["eval_every"] * (
+            self.steps_per_epoch if self.settings["eval_unit"] == "epoch" else 1
+        )
+        self.counters = Counters()
+        self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
+        self.lr = 0.0
+        self.stop_requested = False
+
+    def fit(self) -> None:
+        """Trains from the current step to the last one.
+
+        Raises:
+            Interrupted: `stop_requested` was set; the state is saved.
+            Diverged: the loss is not finite.
+        """
+        self.model.train()
+        for listener in self.listeners:
+            listener.on_start(self)
+        while self.counters.step < self.total_steps:
+            epoch, start = divmod(self.counters.step, self.steps_per_epoch)
+            clock = time.perf_counter()
+            for images, labels in self.loaders["train"].batches(epoch, start):
+                self.train_step(images, labels)
+                step = self.counters.step
+                if step % CHECK_EVERY == 0:
+                    self.check_finite()
+                due = step % self.eval_steps == 0 or step == self.total_steps
+                if due or self.stop_requested:
+                    self.synchronize()
+                self.counters.interval_seconds += time.perf_counter() - clock
+                for listener in self.listeners:
+                    listener.on_step(self)
+                if due:
+                    self.check_finite()
+                    self.record()
+                if self.stop_requested and step < self.total_steps:
+                    self.run.save_checkpoint(self.state())
+                    raise Interrupted(f"stopped after step {step} of {self.total_steps}")
+                clock = time.perf_counter()
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        """One step of stochastic gradient descent on one mini-batch with one draw of gates."""
+        counters = self.counters
+        self.lr = set_rate(
+            self.optimizer, self.lr_schedule(counters.step / self.steps_per_epoch, self.epochs)
+        )
+        set_survival(
+            self.model,
+            self.model.schedule(self.model.stage_blocks, counters.step / self.total_steps),
+        )
+        gates = self.gates.draw(counters.step, len(images))
+        set_gates(self.model, gates)
+        clear_gradients(self.optimizer, self.skipped_update)
+        with devices.autocast(self.device, self.settings["precision"]):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        loss.backward()
+        self.optimizer.step()
+
+        with torch.no_grad():
+            wrong = (logits.argmax(1) != labels).sum()
+            self.sums += torch.stack([loss.detach() * len(images), wrong]).double()
+        active = int(gates.sum()) if gates.ndim == 1 else float(gates.double().mean(1).sum())
+        counters.step += 1
+        counters.images += len(images)
+        counters.active += active
+        counters.interval_active += active
+        counters.interval_steps += 1
+
+    def check_finite(self) -> None:
+        loss = self.sums[0].item()
+        if not math.isfinite(loss):
+            raise Diverged(f"the training loss is {loss} at step {self.counters.step}")
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def training_loss_and_error(self) -> tuple[float, float]:
+        """Mean loss and error in percent since the last evaluation, while the weights moved."""
+        loss, wrong = (self.sums / max(self.counters.images, 1)).tolist()
+        return loss, 100.0 * wrong
+
+    def record(self) -> None:
+        """Evaluates, adds a row to the metrics and saves a checkpoint."""
+        counters = self.counters
+        counters.train_seconds += counters.interval_seconds
+        train_loss, train_error = self.training_loss_and_error()
+        start = time.perf_counter()
+        results: dict[str, float | None] = {}
+        for part, prefix in (("validation", "val"), ("test", "test")):
+            loss = error = None
+            if part in self.loaders:
+                precision = self.settings["precision"]
+                loss, error = evaluate(self.model, self.loaders[part], precision)
+            results |= {f"{prefix}_loss": loss, f"{prefix}_error": error}
+        counters.eval_seconds += time.perf_counter() - start
+        row = {
+            "epoch": counters.step / self.steps_per_epoch,
+            "step": counters.step,
+            "lr": self.lr,
+            "train_loss": train_loss,
+            "train_error": train_error,
+            **results,
+            "train_seconds": counters.train_seconds,
+            "eval_seconds": counters.eval_seconds,
+            "images_per_second": counters.images / counters.interval_seconds,
+            "active_blocks": counters.interval_active / counters.interval_steps,
+        }
+        counters.images = counters.interval_steps = counters.interval_active = 0
+        counters.interval_seconds = 0.0
+        self.sums.zero_()
+        self.run.append_row(row)
+        best, _ = select(self.run.rows())
+        if best["step"] == counters.step:
+            self.run.save_checkpoint({"model": self.model.state_dict(), **asdict(counters)}, "best")
+        self.run.save_checkpoint(self.state())
+        for listener in self.listeners:
+            listener.on_row(self, row)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs; what is random is keyed by the step."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "counters": asdict(self.counters),
+            "sums": self.sums,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.counters = Counters(**state["counters"])
+        self.sums.copy_(state["sums"])
+        self.run.drop_rows_after(self.counters.step)
+
+    def result(self) -> dict[str, Any]:
+        """The numbers of summary.json, from the rows recorded so far."""
+        counters = self.counters
+        rows = self.run.rows()
+        best, selection = select(rows) if rows else (dict.fromkeys(("epoch",)), None)
+        survival = self.model.schedule(self.model.stage_blocks)
+        peak = None
+        if self.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self.device)
+        return {
+            "best_epoch": best.get("epoch"),
+            "val_error": best.get("val_error"),
+            "test_error": best.get("test_error"),
+            "final_test_error": rows[-1]["test_error"] if rows else None,
+            "selection": selection,
+            "epochs": self.epochs,
+            "steps": counters.step,
+            "train_seconds": counters.train_seconds,
+            "eval_seconds": counters.eval_seconds,
+            "seconds_per_epoch": counters.train_seconds * self.steps_per_epoch / counters.step
+            if counters.step
+            else None,
+            "expected_active_blocks": sum(survival),
+            "mean_active_blocks": counters.active / counters.step if counters.step else None,
+            "blocks": len(gated_modules(self.model)),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "peak_memory_bytes": peak,
+        }
+
+
+class Listener:
+    """Is told what happens in a run: the console and Weights & Biases are listeners."""
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Before the first step of this process, which need not be the run's first."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        """After every step."""
+
+    def on_row(self, trainer: Trainer, row: dict[str, float | None]) -> None:
+        """After every evaluation, when its row is recorded and the state is saved."""
