@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from typing import Any
 
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from sdnet import run
 
@@ -73,20 +74,10 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     try:
         config = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} must be given, as {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        missing = _missing_key(plain)
-        if missing:
-            raise ConfigError(f"{missing} must be given, as {missing}=...") from error
-        raise ConfigError(str(error)) from error
+        raise ConfigError(explain(error)) from error
     check(config)
     return config
-
-
-def _missing_key(cfg: DictConfig) -> str | None:
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    return missing[0] if missing else None
 
 
 def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -347,6 +338,10 @@ def run_command(main: Callable[[], None]) -> None:
 
 def explain(error: Exception) -> str:
     """What Hydra's error means to the one who typed the command."""
+    text = str(error)
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"{missing[1]} must be given, as {missing[1]}=..."
     cause = error.__cause__
     parent = getattr(cause, "parent_node", None)
     if isinstance(cause, OmegaConfBaseException) and parent is not None and cause.full_key:
@@ -354,10 +349,8 @@ def explain(error: Exception) -> str:
         wrong = str(cause.full_key).rpartition(".")[2]
         if wrong not in allowed:
             close = difflib.get_close_matches(wrong, allowed, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = f"; did you mean {close[0]}?" if close else "."
             prefix = str(cause.full_key).rpartition(".")[0]
             where = f"in {prefix}" if prefix else "at the top"
-            return (
-                f"{cause.full_key} is not a setting{hint} Known {where}: {', '.join(allowed)}"
-            ).replace("setting Known", "setting. Known")
-    return str(error)
+            return f"{cause.full_key} is not a setting{hint} Known {where}: {', '.join(allowed)}"
+    return text.partition("\nConfig search path")[0]

@@ -177,7 +177,8 @@ class RunFolder:
             return []
         with file.open(newline="", encoding="utf-8") as lines:
             return [
-                {k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(lines)
+                {k: float(v) if v else None for k, v in row.items()}
+                for row in csv.DictReader(lines)
             ]
 
     def append_row(self, row: dict[str, float | None]) -> None:

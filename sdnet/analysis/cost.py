@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass
 class BlockCost:
-    """One residual block. `branch_macs` are the multiply-adds per image that a closed gate saves."""
+    """One residual block; `branch_macs` are the multiply-adds per image a closed gate saves."""
 
     stage: int
     survival: float

@@ -14,7 +14,9 @@ from sdnet.run import run_name
 def show_plan(console: Console, config: dict[str, Any], data: Data, model: ResNet) -> None:
     """Prints a row per block, the totals, the data's sizes and the run's identity."""
     cost = network_cost(model, data.image_shape)
-    table = Table("block", "stage", "p_l", "parameters", "multiply-adds", title=config["model"]["name"])
+    table = Table(
+        "block", "stage", "p_l", "parameters", "multiply-adds", title=config["model"]["name"]
+    )
     for column in table.columns:
         column.justify = "right"
     for i, block in enumerate(cost.blocks, start=1):
@@ -29,7 +31,9 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: ResNe
             end_section=last_of_stage,
         )
     table.add_section()
-    table.add_row("all", "", f"{cost.expected_blocks:.2f}", f"{cost.parameters:,}", f"{cost.macs:,}")
+    table.add_row(
+        "all", "", f"{cost.expected_blocks:.2f}", f"{cost.parameters:,}", f"{cost.macs:,}"
+    )
     console.print(table)
 
     steps = -(-len(data.train) // config["trainer"]["batch_size"])

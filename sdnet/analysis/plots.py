@@ -1,14 +1,15 @@
 """The figures of a run."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 STYLE = {
     "figure.dpi": 150,
@@ -78,7 +79,7 @@ def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, p
         )
         right.set(xlabel="epoch", ylabel="error (%)")
         right.set_ylim(0, min(100.0, 1.05 * max(r["test_error"] for r in rows) + 0.5))
-        for earlier, later in zip(rows, rows[1:], strict=False):
+        for earlier, later in pairwise(rows):
             if later["lr"] < 0.5 * earlier["lr"]:
                 for axes in (left, right):
                     axes.axvline(earlier["epoch"], color="0.5", linestyle=":", linewidth=1)

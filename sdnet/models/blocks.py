@@ -45,7 +45,7 @@ class PadShortcut(nn.Module):
             x = x[:, :, ::s, ::s]
         elif s > 1:
             # Odd sizes round up like the strided convolution; border windows average real pixels.
-            x = F.avg_pool2d(x, s, ceil_mode=True, count_include_pad=False)
+            x = F.avg_pool2d(x, s, ceil_mode=True)
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
     def extra_repr(self) -> str:
@@ -104,8 +104,8 @@ class ResidualBlock(Gated):
             else:
                 subsample = shortcut == "subsample"
                 self.downsample = PadShortcut(in_channels, out_channels, stride, subsample)
-        # A network that knows its block's input to be rectified says so (see `ResNet`): then a
-        # closed gate before an identity shortcut leaves the input as it is.
+        # Whoever knows that the input never is negative says so (see `make_stage`): then a closed
+        # gate beside an identity shortcut leaves the input as it is.
         self.rectified_input = False
 
     def _build_branch(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -122,7 +122,7 @@ class ResidualBlock(Gated):
         """f_l(x): (N, in_channels, H, W) -> (N, out_channels, H/stride, W/stride)."""
         if self.order == "pre":
             for conv_i, bn in self._layers():
-                x = conv_i(self._activate(bn(x)))
+                x = conv_i(ACTIVATIONS[self.activation](bn(x)))
             return x
         *inner, (last_conv, last_bn) = self._layers()
         for conv_i, bn in inner:

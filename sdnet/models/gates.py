@@ -7,6 +7,7 @@ activation checkpointing and a wrapping module all see the same ones.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,10 +99,9 @@ class GateSampler:
     def draw(self, step: int, batch_size: int) -> Tensor:
         """Booleans on the CPU, True for open: (L,) for `batch`, (L, batch_size) for `sample`."""
         shape = (len(self.modules), batch_size if self.per_sample else 1)
-        uniform = torch.from_numpy(rng.generator(self.seed, "gates", step).random(shape))
-        survival = torch.tensor([m.survival for m in self.modules], dtype=torch.float64)
-        gates = uniform < survival[:, None]
-        return gates if self.per_sample else gates[:, 0]
+        uniform = rng.generator(self.seed, "gates", step).random(shape)
+        gates = uniform < np.array([[module.survival] for module in self.modules])
+        return torch.from_numpy(gates if self.per_sample else gates[:, 0])
 
 
 def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
@@ -119,15 +119,18 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
     if gates is None:
         gates = [None] * len(modules)
     else:
-        gates = torch.as_tensor(gates, dtype=torch.bool)
-        if len(gates) != len(modules):
-            raise ValueError(f"gates must hold {len(modules)}, one per block, got {len(gates)}")
+        gates = torch.as_tensor(gates)
+        if gates.is_floating_point():
+            raise ValueError("gates must be booleans, got floating-point numbers")
+        gates = gates.bool()
         for module in modules:
-            if (module.granularity == "sample") != (gates.ndim == 2):
+            if gates.ndim != (2 if module.granularity == "sample" else 1):
                 raise ValueError(
                     f"gates must be (L,) for granularity batch and (L, N) for sample, got "
                     f"{tuple(gates.shape)} for {module.granularity}"
                 )
+        if len(gates) != len(modules):
+            raise ValueError(f"gates must hold {len(modules)}, one per block, got {len(gates)}")
         if gates.ndim == 1:
             gates = gates.tolist()  # Python booleans: no device is asked whether to run a branch
         else:
@@ -138,6 +141,14 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
 
 
 def set_survival(model: nn.Module, survival: Sequence[float]) -> None:
-    """Gives the gated modules of `model` new survival probabilities, in order of depth."""
-    for module, p in zip(gated_modules(model), survival, strict=True):
-        module.survival = check_survival("survival", p)
+    """Gives the gated modules of `model` new survival probabilities, in order of depth.
+
+    Raises:
+        ValueError: another number of values than modules, or one out of range; nothing is changed.
+    """
+    modules = gated_modules(model)
+    if len(survival) != len(modules):
+        raise ValueError(f"survival must hold {len(modules)} values, got {len(survival)}")
+    checked = [check_survival("survival", p) for p in survival]
+    for module, p in zip(modules, checked, strict=True):
+        module.survival = p

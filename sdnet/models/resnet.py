@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sdnet.models.blocks import ACTIVATIONS, ORDERS, BasicBlock, Bottleneck, ResidualBlock, conv
 from sdnet.models.gates import check_choice
 from sdnet.models.schedules import Constant, LinearDecay
+from sdnet.models.stochastic_depth import check_drop_rate
 
 STEMS = ("cifar", "imagenet")
 INITS = ("fan_in", "fan_out")
@@ -57,8 +58,8 @@ def make_stage(
     if len(given) != num_blocks:
         raise ValueError(f"{name} must hold {num_blocks} values, one per block, got {len(given)}")
     if drop_rates is not None:
-        if not all(0.0 <= d < 1.0 for d in drop_rates):
-            raise ValueError(f"drop_rates must lie in 0 <= d < 1, got {list(drop_rates)}")
+        for d in drop_rates:
+            check_drop_rate("drop_rates", d)
         survival = [1.0 - d for d in drop_rates]
     blocks = []
     for i, p in enumerate(survival):
@@ -72,6 +73,9 @@ def make_stage(
                 **options,
             )
         )
+        # A block that follows another of a stage gets what that one's ReLU let through.
+        if isinstance(blocks[-1], ResidualBlock):
+            blocks[-1].rectified_input = not first
     return nn.Sequential(*blocks)
 
 
@@ -127,6 +131,11 @@ class ResNet(nn.Module):
         self.stage_blocks = tuple(stage_blocks)
         self.schedule = Constant() if schedule is None else schedule
         survival = self.schedule(self.stage_blocks)
+        if len(survival) != sum(stage_blocks):
+            raise ValueError(
+                f"schedule must give {sum(stage_blocks)} probabilities, one per block, got "
+                f"{len(survival)}"
+            )
         expansion = _class_of(block).expansion
 
         channels = stage_widths[0]
@@ -145,6 +154,9 @@ class ResNet(nn.Module):
             "granularity": granularity,
             "rescale": rescale,
         }
+        for name in options:
+            if name in getattr(block, "keywords", {}):
+                raise ValueError(f"{name} must be given to the network, not to its block")
         self.layers = [f"layer{i}" for i in range(1, len(stage_blocks) + 1)]
         first = 0
         for i, (num_blocks, width) in enumerate(zip(stage_blocks, stage_widths, strict=True)):
@@ -169,9 +181,6 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode=init, nonlinearity="relu")
-            elif isinstance(module, ResidualBlock):
-                # The stem and every block of a post-activation network end in the activation.
-                module.rectified_input = order == "post" and activation == "relu"
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -194,7 +203,8 @@ class ResNet(nn.Module):
 
 def _check_counts(name: str, values: Sequence[int]) -> None:
     if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
-        raise ValueError(f"{name} must be whole and at least 1, got {list(values)}")
+        got = values[0] if len(values) == 1 else list(values)
+        raise ValueError(f"{name} must be whole and at least 1, got {got}")
 
 
 def _class_of(block: Callable) -> Callable:
@@ -269,7 +279,7 @@ def tiny_resnet(
     rescale: str = "train",
     **options,
 ) -> ResNet:
-    """A small three-stage network for CIFAR images, with drop rates as timm and torchvision use them.
+    """A small three-stage network for CIFAR images in the conventions of timm and torchvision.
 
     Widths 32, 64 and 128, projection shortcuts, per-sample masks and inverted scaling. The drop
     rate rises linearly from 0 at the first block to `sd_max`, 0 <= sd_max < 1, at the last of all
@@ -278,8 +288,7 @@ def tiny_resnet(
     if len(blocks) != 3:
         raise ValueError(f"blocks must hold 3 numbers, one per stage, got {list(blocks)}")
     if schedule is None:
-        if not 0.0 <= sd_max < 1.0:
-            raise ValueError(f"sd_max must be a drop probability, 0 <= sd_max < 1, got {sd_max!r}")
+        check_drop_rate("sd_max", sd_max)
         schedule = LinearDecay(p_L=1.0 - sd_max, rule="timm")
     options |= {"num_classes": num_classes, "activation": activation, "shortcut": shortcut}
     options |= {"granularity": granularity, "rescale": rescale}

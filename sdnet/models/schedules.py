@@ -9,6 +9,8 @@ of depth. A schedule of your own is one such class and one file in `conf/schedul
 from collections.abc import Sequence
 from numbers import Real
 
+from sdnet.models.stochastic_depth import check_drop_rate
+
 RULES = ("paper", "timm", "efficientnet")
 
 
@@ -40,7 +42,11 @@ class LinearDecay:
 
     def __call__(self, stage_blocks: Sequence[int], progress: float = 1.0) -> list[float]:
         L = sum(stage_blocks)
-        return [self.p_0 - self._depth(l, L) * (self.p_0 - self.p_L) for l in range(1, L + 1)]
+        return [self._survival(self._depth(l, L)) for l in range(1, L + 1)]
+
+    def _survival(self, depth: float) -> float:
+        # p_L itself at the end, not what rounding makes of it
+        return self.p_L if depth == 1.0 else self.p_0 - depth * (self.p_0 - self.p_L)
 
     def _depth(self, l: int, L: int) -> float:
         if self.rule == "paper":
@@ -75,8 +81,7 @@ def linear_drop_rates(num_blocks: int, p_max: float) -> list[float]:
     """
     if num_blocks < 1:
         raise ValueError(f"num_blocks must be at least 1, got {num_blocks!r}")
-    if not 0.0 <= p_max < 1.0:
-        raise ValueError(f"p_max must be a drop probability with 0 <= p_max < 1, got {p_max!r}")
+    check_drop_rate("p_max", p_max)
     if num_blocks == 1:
         return [p_max]
     return [p_max * i / (num_blocks - 1) for i in range(num_blocks)]

@@ -5,15 +5,21 @@ surviving branches are divided by 1 - p in training (inverted scaling), so evalu
 A mask is applied to the branch after it was computed; `sdnet.models.blocks` skip the computation.
 """
 
-import torch
+from numbers import Real
+
 from torch import Tensor, nn
 
 MODES = ("row", "batch")
 
 
-def _check(name: str, p: float, mode: str) -> None:
-    if not 0.0 <= p < 1.0:
+def check_drop_rate(name: str, p: float) -> None:
+    """ValueError naming `name` unless `p` is a drop probability, 0 <= p < 1."""
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0.0 <= p < 1.0:
         raise ValueError(f"{name} must be a drop probability with 0 <= {name} < 1, got {p!r}")
+
+
+def _check(name: str, p: float, mode: str) -> None:
+    check_drop_rate(name, p)
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
 
@@ -39,6 +45,8 @@ def stochastic_depth(
         ValueError: `p` outside [0, 1), an unknown `mode`, or an `x` without dimensions.
     """
     _check("p", p, mode)
+    if isinstance(training, str):  # torchvision's third argument is the mode
+        raise ValueError(f"training must be a boolean, got {training!r}; give mode by keyword")
     if not training or p == 0.0:
         return x
     if x.ndim == 0:
@@ -52,7 +60,7 @@ def stochastic_depth(
 
 
 class StochasticDepth(nn.Module):
-    """`stochastic_depth` as a module; arguments as there. Put it at the end of a residual branch."""
+    """`stochastic_depth` as a module, for the end of a residual branch; arguments as there."""
 
     def __init__(self, p: float = 0.1, mode: str = "row"):
         super().__init__()

@@ -59,6 +59,7 @@ class ConsoleListener(Listener):
             disable=not console.is_terminal,
         )
         self.shown = 0.0
+
     def __enter__(self) -> "ConsoleListener":
         self.progress.start()
         return self

@@ -1,0 +1,165 @@
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from sdnet import config as configs
+from sdnet import run
+
+CONF = __import__("pathlib").Path(__file__).parents[1] / "conf"
+
+
+def composed(*overrides):
+    configs.register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return configs.resolve(compose("config", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "builtins.eval",
+        "torch.os.system",
+        "torch.load",
+        "torch.hub.load",
+        "torch.utils.collect_env.run",
+        "torch.utils.cpp_extension.load_inline",
+        "torch.nn.functional.relu",
+        "sdnet.models.resnet.torch.hub.load",
+        "sdnet.data.sources.os.system",
+        "sdnet.data.sources.os.replace",
+        "sdnet.config.instantiate",
+        "sdnet.run.RunFolder.create",
+        "sdnet.data.loader.Tensor",
+        "sdnet.models.blocks.ACTIVATIONS",
+        "sdnet.models.nothing",
+        "sdnet",
+        "torch.utils.data.dataset.Any",
+        7,
+        None,
+    ],
+)
+def test_a_target_is_judged_by_what_it_resolves_to(target):
+    with pytest.raises(configs.ConfigError, match=r"model\.block\._target_=.* is not allowed"):
+        configs.check_target("model.block._target_", target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "sdnet.resnet_cifar",
+        "sdnet.models.resnet.BasicBlock",
+        "torch.optim.SGD",
+        "torch.nn.GroupNorm",
+        "torch.optim.lr_scheduler.StepLR",
+        "torchvision.datasets.FakeData",
+        "sdnet.data.sources.digits",
+    ],
+)
+def test_building_blocks_are_allowed_under_any_of_their_names(target):
+    configs.check_target("x._target_", target)
+
+
+def test_a_listed_target_is_allowed_and_a_forged_home_is_not(monkeypatch):
+    monkeypatch.setenv(configs.ALLOW_VARIABLE, "mine.Block, fractions.Fraction")
+    configs.check_target("x._target_", "fractions.Fraction")
+    with pytest.raises(configs.ConfigError):
+        configs.check_target("x._target_", "fractions.gcd")
+
+    def impostor():
+        pass
+
+    impostor.__module__, impostor.__qualname__ = "sdnet.models.blocks", "conv"
+    assert not configs._is_building_block(impostor)
+
+
+def test_targets_are_found_at_any_depth():
+    config = composed()
+    config["model"]["extra"] = [{"inner": {"_target_": "os.system"}}]
+    with pytest.raises(configs.ConfigError, match=r"model\.extra\.0\.inner\._target_=os\.system"):
+        configs.check(config)
+
+
+@pytest.mark.parametrize("group", ["model", "dataset", "schedule", "optimizer", "lr_schedule"])
+def test_every_group_member_composes_and_is_checked(group):
+    for file in sorted((CONF / group).glob("*.yaml")):
+        overrides = [f"{group}={file.stem}", "++dataset.root=somewhere"]
+        config = composed(*overrides)
+        assert config[group]["_target_"].split(".")[0] in ("sdnet", "torch")
+
+
+@pytest.mark.parametrize("model", ["resnet_cifar", "resnet_imagenet", "tiny_resnet"])
+@pytest.mark.parametrize("schedule", ["linear_decay", "uniform", "constant", "linear_timm"])
+def test_every_model_is_built_with_every_schedule(model, schedule):
+    config = composed(f"model={model}", f"schedule={schedule}")
+    with torch.device("meta"):
+        network = configs.instantiate(
+            config,
+            "model",
+            schedule=configs.instantiate(config, "schedule"),
+            num_classes=7,
+            in_channels=1,
+        )
+    assert network.fc.out_features == 7 and network.conv1.in_channels == 1
+    survival = [block.survival for block in network.blocks]
+    assert (min(survival) < 1) == (schedule != "constant")
+
+
+def test_the_demo_preset_is_the_default_run():
+    assert run.identity(composed("experiment=digits_demo")) == run.identity(composed())
+
+
+def test_the_papers_preset_is_the_papers_recipe():
+    config = composed("experiment=cifar10_resnet110")
+    assert config["trainer"]["epochs"] == 500 and config["trainer"]["batch_size"] == 128
+    optimizer = configs.instantiate(config, "optimizer", [torch.nn.Parameter(torch.zeros(1))])
+    group = optimizer.param_groups[0]
+    assert type(optimizer) is torch.optim.SGD
+    assert (group["lr"], group["momentum"], group["nesterov"]) == (0.1, 0.9, True)
+    assert group["weight_decay"] == 1e-4 and config["optimizer"]["skipped_update"] == "decay"
+    lr_schedule = configs.instantiate(config, "lr_schedule")
+    rates = [lr_schedule(e, 500) for e in (0, 249.99, 250, 374.99, 375, 499.99)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    dataset = config["dataset"]
+    assert (dataset["validation"], dataset["shift"], dataset["flip"]) == (5000, 4, True)
+    assert dataset["normalization"] == "pixel"
+    schedule = configs.instantiate(config, "schedule")
+    with torch.device("meta"):
+        network = configs.instantiate(config, "model", schedule=schedule, num_classes=10)
+    assert sum(p.numel() for p in network.parameters()) == 1_727_962
+    assert sum(block.survival for block in network.blocks) == pytest.approx(40.25)
+    block = network.blocks[0]
+    assert (block.granularity, block.rescale, block.order) == ("batch", "eval", "post")
+    # the baseline is one override away
+    constant = composed("experiment=cifar10_resnet110", "schedule=constant")
+    assert configs.instantiate(constant, "schedule")([2]) == [1.0, 1.0]
+
+
+def test_a_resumed_run_keeps_its_configuration_but_for_where_it_is_computed(tmp_path):
+    stored = composed()
+    folder = run.RunFolder.create(tmp_path / "r", stored, {})
+
+    def resumed(*overrides):
+        typed = [f"resume={folder.path}", *overrides]
+        return configs.resumed(composed(*typed), typed)
+
+    assert run.identity(resumed()) == run.identity(stored)
+    assert resumed("trainer.threads=1")["trainer"]["threads"] == 1
+    assert resumed("schedule.p_L=0.50", "seed=0")["schedule"]["p_L"] == 0.5  # what it is anyway
+    for override in ("optimizer.lr=0.2", "seed=1", "schedule=constant", "experiment=tiny_resnet"):
+        with pytest.raises(configs.ConfigError, match=f"{override} would change the result"):
+            resumed(override)
+
+
+def test_the_run_folder_follows_from_the_configuration():
+    configs.register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", return_hydra_config=True)
+        HydraConfig.instance().set_config(cfg)
+        name = run.run_name(configs.resolve(cfg))
+        assert OmegaConf.select(cfg, "hydra.run.dir").startswith(f"outputs/{name}/")
+        assert OmegaConf.select(cfg, "hydra.sweep.subdir") == name
+        cfg.show = True
+        assert OmegaConf.select(cfg, "hydra.run.dir") == "."
