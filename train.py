@@ -69,6 +69,7 @@ def run_one(config: dict, folder: Path) -> None:
     from sdnet import tracking
     from sdnet.training import console as consoles
     from sdnet.training import session
+    from sdnet.training.trainer import Diverged, Interrupted
 
     console = consoles.set_up()
     settings = config["trainer"]
@@ -93,7 +94,13 @@ def run_one(config: dict, folder: Path) -> None:
     state = run.load_checkpoint()
     if state is not None:
         trainer.load_state(state)
-    session.train(trainer, run, config, wandb_mode, console)
+    try:
+        session.train(trainer, run, config, wandb_mode, console)
+    except Diverged as error:
+        raise configs.RunError(f"the run diverged: {error}; its folder is {run.path}") from error
+    except Interrupted as error:
+        print(f"{error}; to continue: python train.py resume={run.path}")
+        raise KeyboardInterrupt from error
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

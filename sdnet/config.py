@@ -41,6 +41,10 @@ class ConfigError(CompactHydraException):
     """A user's mistake: told in one message, without a traceback."""
 
 
+class RunError(CompactHydraException):
+    """A run that ended badly for a reason that its message says."""
+
+
 def register_resolvers() -> None:
     """Makes `sdnet.run_name`, `sdnet.run_dir` and `sdnet.basename` known to OmegaConf."""
     resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": lambda p: Path(p).name}

@@ -1,0 +1,76 @@
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sdnet import Uniform, resnet_cifar, set_gates
+from sdnet.training.optim import ConstantRate, Cosine, MultiStep, clear_gradients, set_rate
+
+
+@pytest.mark.parametrize("epochs", range(1, 60))
+def test_a_multistep_epoch_has_the_lower_rate_when_it_reaches_the_fraction(epochs):
+    schedule = MultiStep([0.5, 0.55, 0.75], gamma=0.1)
+    for e in range(epochs):
+        passed = (2 * e >= epochs) + (20 * e >= 11 * epochs) + (4 * e >= 3 * epochs)
+        for within in (0.0, 0.5, 0.999):  # the rate does not change within an epoch
+            assert schedule(e + within, epochs) == pytest.approx(0.1**passed)
+
+
+def test_cosine_and_constant_rates_and_their_warm_up():
+    cosine = Cosine(warmup_epochs=2, warmup_factor=0.01)
+    assert [cosine(e, 12) for e in (0, 1.99)] == [0.01, 0.01]
+    assert cosine(2, 12) == 1.0 and cosine(7, 12) == pytest.approx(0.5)
+    assert cosine(4.5, 12) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert cosine(12, 12) == pytest.approx(0.0)
+    assert [ConstantRate()(e, 10) for e in (0, 9.9)] == [1.0, 1.0]
+    assert [MultiStep(warmup_epochs=1)(e, 4) for e in (0.9, 1.0, 2.0)] == pytest.approx(
+        [0.1, 1, 0.1]
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"milestones": [5]}, {"gamma": 0}, {"warmup_epochs": 0.5}, {"warmup_factor": 0}],
+)
+def test_a_wrong_schedule_is_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+        MultiStep(**wrong)
+
+
+def test_the_rate_is_set_from_the_initial_one_even_after_a_reload():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.2)
+    assert set_rate(optimizer, 0.5) == 0.1 and set_rate(optimizer, 0.1) == pytest.approx(0.02)
+    reloaded = torch.optim.SGD([parameter], lr=0.2)
+    reloaded.load_state_dict(optimizer.state_dict())
+    assert set_rate(reloaded, 1.0) == 0.2
+
+
+@pytest.mark.parametrize("skipped_update", ["decay", "freeze"])
+def test_a_skipped_block_moves_as_sgd_without_gradient_moves_it_or_not_at_all(skipped_update):
+    model = resnet_cifar(8, schedule=Uniform(0.5)).double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, nesterov=True, weight_decay=0.01)
+    x, y = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.arange(4)
+    skipped = dict(model.layer2[0].named_parameters())  # in step 2 of 3, and the first
+    expected = {name: p.detach().clone() for name, p in skipped.items()}
+    momentum = {name: torch.zeros_like(p) for name, p in skipped.items()}
+    for gates in ([True, False, True], [True, True, True], [True, False, True]):
+        set_gates(model, gates)
+        clear_gradients(optimizer, skipped_update)
+        F.cross_entropy(model(x), y).backward()
+        gradients = {name: p.grad for name, p in skipped.items()}
+        if not gates[1]:
+            kept = [
+                g is None if skipped_update == "freeze" else not g.any() for g in gradients.values()
+            ]
+            assert all(kept)
+        gradients = copy.deepcopy(gradients)
+        optimizer.step()
+        for name in skipped:
+            if gates[1] or skipped_update == "decay":
+                step = gradients[name] + 0.01 * expected[name]
+                momentum[name] = 0.9 * momentum[name] + step
+                expected[name] = expected[name] - 0.1 * (step + 0.9 * momentum[name])
+            torch.testing.assert_close(skipped[name].detach(), expected[name])

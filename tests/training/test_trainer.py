@@ -1,0 +1,168 @@
+import pytest
+import torch
+
+import train as entry
+from sdnet import config as configs
+from sdnet.run import RunFolder
+from sdnet.training.trainer import Diverged, Interrupted, Listener
+from tests.test_config import composed
+
+SMALL = ["model.depth=8", "trainer.epochs=2", "dataset.size=8"]
+TIMES = ("train_seconds", "eval_seconds", "images_per_second")
+
+
+def make(folder, *overrides, device="cpu"):
+    config = composed(*SMALL, *overrides)
+    run = RunFolder.create(folder, config, {}) if not folder.exists() else RunFolder(folder)
+    data, model = entry.build(config)
+    return entry.build_trainer(config, data, model, torch.device(device), run)
+
+
+class StopAfter(Listener):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, trainer):
+        trainer.stop_requested = trainer.counters.step == self.step
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["optimizer.skipped_update=freeze", "trainer.channels_last=false"],
+        ["model.granularity=sample", "model.rescale=train", "dataset.shift=1", "dataset.flip=true"],
+        ["optimizer=adamw", "lr_schedule=cosine", "trainer.eval_every=4", "trainer.eval_unit=step"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(tmp_path, overrides):
+    whole = make(tmp_path / "whole", *overrides)
+    whole.fit()
+
+    stopped = make(tmp_path / "parts", *overrides)
+    stopped.listeners = (StopAfter(17),)
+    with pytest.raises(Interrupted, match="after step 17 of 22"):
+        stopped.fit()
+    # as if killed after a row was written, before its checkpoint was
+    stopped.run.append_row(whole.run.rows()[-1])
+    with torch.random.fork_rng():
+        torch.manual_seed(99)  # no generator's state takes part
+        resumed = make(tmp_path / "parts", *overrides)
+    resumed.load_state(resumed.run.load_checkpoint())
+    resumed.fit()
+
+    assert without_times(resumed.run.rows()) == without_times(whole.run.rows())
+    for a, b in zip(
+        whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+    assert resumed.counters.active == whole.counters.active
+
+
+def test_rows_hold_what_was_measured(tmp_path):
+    trainer = make(tmp_path / "run", "schedule=constant", "dataset.validation=0")
+    trainer.fit()
+    rows = trainer.run.rows()
+    assert [row["step"] for row in rows] == [12, 24] and [row["epoch"] for row in rows] == [1, 2]
+    assert [row["lr"] for row in rows] == pytest.approx([0.1, 0.01])
+    assert all(row["val_error"] is None and row["active_blocks"] == 3 for row in rows)
+    result = trainer.result()
+    assert result["best_epoch"] == 2 and "no validation" in result["selection"]
+    assert result["test_error"] == result["final_test_error"] == rows[-1]["test_error"]
+    assert result["mean_active_blocks"] == result["expected_active_blocks"] == 3
+    assert result["seconds_per_epoch"] == pytest.approx(result["train_seconds"] / 2)
+
+
+def test_the_first_rows_loss_and_error_are_means_over_the_images_of_plain_steps(tmp_path):
+    trainer = make(
+        tmp_path / "run", "schedule=constant", "trainer.epochs=1", "lr_schedule=constant"
+    )
+    trainer.fit()
+    twin = make(tmp_path / "twin", "schedule=constant", "trainer.epochs=1")
+    loss_sum = wrong = count = 0
+    optimizer = torch.optim.SGD(
+        twin.model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+    for images, labels in twin.loaders["train"].batches(0):
+        logits = twin.model.train()(images)
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss_sum += loss.item() * len(labels)
+        wrong += int((logits.argmax(1) != labels).sum())
+        count += len(labels)
+    row = trainer.run.rows()[0]
+    assert row["train_loss"] == pytest.approx(loss_sum / count, rel=1e-6)
+    assert row["train_error"] == pytest.approx(100 * wrong / count)
+    for a, b in zip(trainer.model.parameters(), twin.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_measured_active_blocks_are_the_gates_that_were_open(tmp_path):
+    trainer = make(tmp_path / "run", "schedule=uniform", "schedule.p_L=0.4")
+    trainer.fit()
+    drawn = [int(trainer.gates.draw(step, 128).sum()) for step in range(22)]
+    assert trainer.counters.active == sum(drawn)
+    assert trainer.run.rows()[1]["active_blocks"] == pytest.approx(sum(drawn[11:]) / 11)
+
+
+def test_a_schedule_may_change_with_progress(tmp_path):
+    trainer = make(tmp_path / "run")
+    seen = []
+
+    def schedule(stage_blocks, progress=1.0):
+        seen.append(progress)
+        return [1.0 - progress / 2] * 3
+
+    trainer.model.schedule = schedule
+    trainer.fit()
+    assert seen == pytest.approx([step / 22 for step in range(22)])
+    assert trainer.model.blocks[0].survival == pytest.approx(1 - 21 / 44)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(Diverged, match="the training loss is"):
+        make(tmp_path / "run", "optimizer.lr=1e30").fit()
+
+
+def test_bf16_trains_and_keeps_float32_weights(tmp_path):
+    trainer = make(tmp_path / "run", "trainer.precision=bf16", "trainer.epochs=1")
+    trainer.fit()
+    assert trainer.run.rows()[0]["train_loss"] < 2.6
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_cuda_trains_like_the_cpu(tmp_path, precision):
+    from sdnet import device as devices
+
+    overrides = ["trainer.epochs=4", f"trainer.precision={precision}"]
+    device = devices.resolve("cuda")
+    devices.configure(device, precision, None, False)
+    trainer = make(tmp_path / "cuda", *overrides, device="cuda")
+    trainer.fit()
+    assert trainer.result()["peak_memory_bytes"] > 0
+    cpu = make(tmp_path / "cpu", "trainer.epochs=4")
+    cpu.fit()
+    rows, reference = trainer.run.rows(), cpu.run.rows()
+    assert [r["active_blocks"] for r in rows] == [r["active_blocks"] for r in reference]
+    assert rows[0]["train_loss"] == pytest.approx(reference[0]["train_loss"], rel=0.1)
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] / 2
+
+
+def test_a_device_that_is_not_there_and_tf32_on_cpu_are_refused():
+    from sdnet import device as devices
+
+    with pytest.raises(ValueError, match="device cuda:99 is not there"):
+        devices.resolve("cuda:99")
+    with pytest.raises(ValueError, match="precision tf32 needs a CUDA device"):
+        devices.configure(torch.device("cpu"), "tf32", None, False)
+    assert configs.CHECKS["trainer.device"][0]("cuda:1")
