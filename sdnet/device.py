@@ -49,7 +49,8 @@ def configure(device: torch.device, precision: str, threads: int | None, determi
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.cuda.reset_peak_memory_stats(device)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports inductor
+        torch.use_deterministic_algorithms(deterministic)
 
 
 def has_bf16() -> bool:
