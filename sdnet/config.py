@@ -249,10 +249,12 @@ def check_target(path: str, target: Any) -> None:
         return
     # Nothing is imported for a name that starts elsewhere: importing runs code.
     known = isinstance(target, str) and target.split(".")[0] in ("sdnet", "torch", "torchvision")
-    if known and _is_building_block(_locate(target)):
+    found = _locate(target) if known else None
+    if _is_building_block(found):
         return
+    problem = "does not exist" if known and found is None else "is not allowed"
     raise ConfigError(
-        f"{path}={target} is not allowed: a target must be a block, network, schedule, data set or "
+        f"{path}={target} {problem}: a target must be a block, network, schedule, data set or "
         f"optimizer of sdnet, torch or torchvision. To use one of your own, list it in the "
         f"environment variable {ALLOW_VARIABLE}."
     )

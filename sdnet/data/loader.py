@@ -1,0 +1,109 @@
+"""Batches from images kept in memory, normalised and augmented a whole batch at a time."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sdnet import rng
+from sdnet.data.sources import Split
+from sdnet.data.splits import Normalization
+
+
+def augment(images: Tensor, shift_y: Tensor, shift_x: Tensor, flip: Tensor) -> Tensor:
+    """Flips and shifts each image of a batch by its own amounts, filling with zeros.
+
+    Args:
+        images: (N, H, W, C), already normalised: zero is the mean.
+        shift_y, shift_x: (N,) whole numbers; the content moves down and to the right.
+        flip: (N,) booleans; mirrored left to right, before the shift.
+
+    Returns:
+        (N, H, W, C), contiguous.
+    """
+    n, h, w, c = images.shape
+    # One zero pixel in front, then one gather of pixels: what lies outside reads the zero pixel.
+    pixels = torch.cat([images.new_zeros(1, c), images.reshape(-1, c)])
+    rows = torch.arange(h, device=images.device) - shift_y[:, None]
+    cols = torch.arange(w, device=images.device) - shift_x[:, None]
+    row_inside = (rows >= 0) & (rows < h)
+    col_inside = (cols >= 0) & (cols < w)
+    cols = torch.where(flip[:, None], w - 1 - cols, cols)
+    first = torch.arange(n, device=images.device)[:, None] * (h * w) + 1
+    index = (first + rows * w)[:, :, None] + cols[:, None, :]
+    index *= row_inside[:, :, None] & col_inside[:, None, :]
+    return pixels.index_select(0, index.view(-1)).view(n, h, w, c)
+
+
+class Loader:
+    """Iterates over a split that lies in memory on `device`.
+
+    Args:
+        normalization: fitted on the training part.
+        batch_size: images per batch; the last one may be smaller.
+        seed: shuffle and augment, keyed by seed, epoch and step; None (evaluation) does neither.
+        shift: move by up to so many pixels each way.
+        flip: mirror left to right with probability 1/2.
+        channels_last: memory format of the batches.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        normalization: Normalization,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        seed: int | None = None,
+        shift: int = 0,
+        flip: bool = False,
+        channels_last: bool = True,
+    ):
+        self.images = torch.from_numpy(split.images).to(device)
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self.mean = torch.from_numpy(normalization.mean).to(device)
+        self.std = torch.from_numpy(normalization.std).to(device)
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.seed = seed
+        self.shift = shift
+        self.flip = flip
+        self.channels_last = channels_last
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches()
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches `start`, start+1, ... of an epoch: images (N, C, H, W) float32, labels (N,)."""
+        if self.seed is None:
+            order = torch.arange(len(self.labels))
+        else:
+            order = torch.from_numpy(
+                rng.generator(self.seed, "order", epoch).permutation(len(self.labels))
+            )
+        order = order.to(self.device)
+        for i in range(start, len(self)):
+            chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
+            images = self._normalize(self.images[chosen])
+            if self.seed is not None and (self.shift or self.flip):
+                images = augment(images, *self._draw(epoch * len(self) + i, len(chosen)))
+            images = images.permute(0, 3, 1, 2)  # NHWC in memory is what channels_last means
+            if not self.channels_last:
+                images = images.contiguous()
+            yield images, self.labels[chosen]
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return images.float().sub_(self.mean).div_(self.std)
+
+    def _draw(self, step: int, n: int) -> list[Tensor]:
+        """Shifts down and right and flips of the n images of a step."""
+        random = rng.generator(self.seed, "augment", step)
+        shifts = random.integers(-self.shift, self.shift, (2, n), endpoint=True)
+        flips = (random.random(n) < 0.5) & self.flip
+        drawn = (shifts[0], shifts[1], flips)
+        return [torch.from_numpy(np.ascontiguousarray(d)).to(self.device) for d in drawn]

@@ -1,0 +1,235 @@
+"""Where images come from: one function per data set, each returning a `Source`.
+
+A data set of your own is one such function and one file in `conf/dataset/`.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Split:
+    """Images (N, H, W, C) as uint8 and labels (N,) as int64."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> "Split":
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass
+class Source:
+    """A data set before validation images are set aside; `validation` where it brings its own."""
+
+    train: Split
+    test: Split
+    classes: list[str]
+    validation: Split | None = None
+
+
+def digits(size: int = 16) -> Source:
+    """Scikit-learn's 1,797 handwritten digits (UCI ML Repository), bundled with that library.
+
+    Args:
+        size: the 8x8 originals are enlarged bilinearly to `size` x `size` pixels.
+
+    The test part is a fifth (360 images), stratified by class and the same for every seed.
+    """
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    if not isinstance(size, int) or size < 8:
+        raise ValueError(f"size must be a whole number of pixels, 8 or more, got {size!r}")
+    bunch = load_digits()
+    images = np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+            for image in np.round(bunch.images * (255 / 16)).astype(np.uint8)
+        ]
+    )[..., None]
+    everything = Split(images, bunch.target.astype(np.int64))
+    train, test = train_test_split(
+        np.arange(len(everything)), test_size=0.2, stratify=bunch.target, random_state=0
+    )
+    classes = [str(name) for name in bunch.target_names]
+    return Source(everything.subset(train), everything.subset(test), classes)
+
+
+def cifar10(root: str, download: bool = True) -> Source:
+    """CIFAR-10: 50,000 training and 10,000 test images, 32x32, by torchvision with its checksums."""
+    return _cifar("CIFAR10", root, download)
+
+
+def cifar100(root: str, download: bool = True) -> Source:
+    """CIFAR-100: as CIFAR-10 with 100 classes."""
+    return _cifar("CIFAR100", root, download)
+
+
+def _cifar(name: str, root: str, download: bool) -> Source:
+    from torchvision import datasets
+
+    parts = {}
+    for part in ("train", "test"):
+        try:
+            data = getattr(datasets, name)(root, train=part == "train", download=download)
+        except (OSError, RuntimeError) as error:  # no network; missing or damaged files
+            raise ValueError(
+                f"root {root!r} does not hold {name}, and it could not be downloaded there "
+                f"({error}); put the archive of its Python version there"
+            ) from error
+        parts[part] = Split(data.data, np.asarray(data.targets, dtype=np.int64))
+    return Source(parts["train"], parts["test"], data.classes)
+
+
+def image_folder(root: str, size: int | None = None, workers: int | None = None) -> Source:
+    """A folder of images: `root/train/<class>/...` and `root/val`, `root/test` or both.
+
+    One of `val` and `test` alone is the test set; with both, `val` is the validation set. Images
+    may lie in nested folders and are taken as RGB, whatever their mode. They are decoded once, in
+    parallel, and cached in `root/.cache` (where that can be written) under their names, sizes and
+    times of modification.
+
+    Args:
+        size: edge in pixels: the shorter side is resized to it and the centre is cropped.
+            None takes the images as they are, all of one size.
+        workers: processes that decode; None is one per core.
+
+    Raises:
+        ValueError: a missing folder, a class without images or unknown to `train`, an image that
+            cannot be read or has another size (named), or more images than fit in memory.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"root {str(root)!r} is not a folder")
+    if not (folder / "train").is_dir():
+        raise ValueError(f"root {str(root)!r} must hold a folder train/ with a folder per class")
+    held_out = [part for part in ("val", "test") if (folder / part).is_dir()]
+    if not held_out:
+        raise ValueError(f"root {str(root)!r} must hold a folder test/ or val/ beside train/")
+    classes = _class_names(folder / "train")
+    listing = {part: _list_images(folder / part, classes) for part in ("train", *held_out)}
+    data = {
+        part: Split(images, np.array([label for _, label in listing[part]], dtype=np.int64))
+        for part, images in _decode(folder, listing, size, workers).items()
+    }
+    if len(held_out) == 2:
+        return Source(data["train"], data["test"], classes, validation=data["val"])
+    return Source(data["train"], data[held_out[0]], classes)
+
+
+def _class_names(folder: Path) -> list[str]:
+    return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    """The (file, label) pairs of one part in a fixed order."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    unknown = sorted(set(_class_names(folder)) - set(classes))
+    if unknown:
+        raise ValueError(f"root holds classes in {folder.name}/ that train/ has not: {unknown}")
+    missing = [name for name in classes if not (folder / name).is_dir()]
+    if missing or not classes:
+        raise ValueError(f"root must hold a folder per class in {folder.name}/, missing: {missing}")
+    try:
+        found = make_dataset(folder, {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS)
+    except FileNotFoundError as error:  # a class without images
+        raise ValueError(f"root holds a class without images in {folder.name}/: {error}") from error
+    return [(Path(path), label) for path, label in found]
+
+
+def _decode(folder: Path, listing: dict, size: int | None, workers: int | None) -> dict:
+    """The pixels of each part, (N, H, W, 3) uint8: from the cache, or decoded and cached."""
+    files = [path for part in listing.values() for path, _ in part]
+    key = [[str(f.relative_to(folder)), (s := f.stat()).st_size, s.st_mtime_ns] for f in files]
+    digest = hashlib.blake2b(json.dumps([size, key]).encode(), digest_size=8).hexdigest()
+    cache = folder / ".cache" / f"{digest}.npy"
+    if cache.is_file():
+        pixels = np.load(cache)
+    else:
+        pixels = _decode_files(files, size, workers)
+        _save_cache(cache, pixels)
+    counts = np.cumsum([len(part) for part in listing.values()])
+    return dict(zip(listing, np.split(pixels, counts[:-1]), strict=True))
+
+
+def _decode_files(files: list[Path], size: int | None, workers: int | None) -> np.ndarray:
+    first = _read_image(files[0], size)
+    needed = len(files) * first.nbytes
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
+        raise ValueError(
+            f"root holds {len(files)} images that need {needed / 1e9:.1f} GB in memory; at most "
+            f"half of this machine's {memory / 1e9:.1f} GB is used: choose a smaller size"
+        )
+    log.info("decoding %d images of %s once", len(files), files[0].parents[1])
+    chunks = [files[i : i + 64] for i in range(0, len(files), 64)]
+    workers = min(workers or os.cpu_count(), len(chunks))
+    with ExitStack() as stack:
+        # Processes: PIL holds the interpreter's lock for much of a small image's decoding.
+        run = stack.enter_context(ProcessPoolExecutor(workers)).map if workers > 1 else map
+        pixels = np.empty((len(files), *first.shape), np.uint8)
+        start = 0
+        for decoded in run(partial(_read_images, size=size, like=(files[0], first.shape)), chunks):
+            pixels[start : start + len(decoded)] = decoded
+            start += len(decoded)
+    return pixels
+
+
+def _read_images(files: list[Path], size: int | None, like: tuple[Path, tuple]) -> np.ndarray:
+    """Images (N, H, W, 3) that must have the shape of another file's; `like` is that file, shape."""
+    images = []
+    for file in files:
+        image = _read_image(file, size)
+        if image.shape != like[1]:
+            raise ValueError(
+                f"size must be given, since the images differ: {file} is "
+                f"{image.shape[1]}x{image.shape[0]}, {like[0]} is {like[1][1]}x{like[1][0]}"
+            )
+        images.append(image)
+    return np.stack(images)
+
+
+def _read_image(path: Path, size: int | None) -> np.ndarray:
+    """One image as (H, W, 3) uint8."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: PIL would clip at 255
+                values = np.asarray(image, dtype=np.float64)
+                image = Image.fromarray((values * (255 / max(values.max(), 1))).astype(np.uint8))
+            image = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"root holds an image that cannot be read: {path} ({error})") from error
+    if size is not None:
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _save_cache(cache: Path, pixels: np.ndarray) -> None:
+    """Writes a temporary file, then renames it; a folder that cannot be written gets no cache."""
+    try:
+        cache.parent.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as file:
+            np.save(file, pixels)
+        os.replace(file.name, cache)
+    except OSError:
+        return

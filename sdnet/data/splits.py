@@ -1,0 +1,107 @@
+"""From a source to what a run trains on: the validation part and the normalisation."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from sdnet import rng
+from sdnet.data.sources import Source, Split
+
+
+@dataclass
+class Normalization:
+    """`(image - mean) / std` in pixel values 0..255.
+
+    Shapes: mean (H, W, C) and scalar std for kind `pixel`, both (C,) for kind `channel`.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    KINDS: ClassVar = ("pixel", "channel")
+
+    @classmethod
+    def fit(cls, images: np.ndarray, kind: str) -> "Normalization":
+        """Statistics of the training images (N, H, W, C).
+
+        `pixel` subtracts the mean image and divides by one standard deviation over all values, as
+        the paper does; `channel` uses one mean and standard deviation per channel.
+        """
+        if kind not in cls.KINDS:
+            raise ValueError(f"normalization must be one of {', '.join(cls.KINDS)}, got {kind!r}")
+        axis = 0 if kind == "pixel" else (0, 1, 2)
+        total = squares = 0
+        for i in range(0, len(images), 1024):  # a block at a time: no float copy of the data set
+            block = torch.from_numpy(images[i : i + 1024])
+            total += block.sum(axis).double().numpy()  # whole numbers: the sums are exact
+            squares += block.float().square_().sum(axis, dtype=torch.float64).numpy()
+        count = images.size / total.size
+        mean = total / count
+        variance = squares / count - mean**2
+        if kind == "pixel":
+            variance = variance.mean()
+        std = np.where(variance > 0, np.sqrt(variance), 1.0)  # a constant channel stays as it is
+        return cls(mean.astype(np.float32), std.astype(np.float32))
+
+
+@dataclass
+class Data:
+    """The parts of a run; `validation` is None when nothing was set aside."""
+
+    train: Split
+    validation: Split | None
+    test: Split
+    classes: list[str]
+    normalization: Normalization
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        h, w, c = self.train.images.shape[1:]
+        return c, h, w
+
+
+def prepare(source: Source, validation: int | float, normalization: str, seed: int) -> Data:
+    """Sets validation images aside and fits the normalisation on the training images that remain.
+
+    Args:
+        validation: a count of images (whole number), a fraction of the training images (0 < f < 1)
+            or 0 for none. Chosen at random by `seed`, as the paper's 5,000 of 50,000. A source
+            that brings its own validation part keeps that, unless this is 0.
+        normalization: `pixel` or `channel`; see `Normalization.fit`.
+
+    Raises:
+        ValueError: a `validation` out of range or that leaves a class without training images.
+    """
+    train, held_out = source.train, source.validation
+    count = _validation_count(validation, len(train))
+    if count == 0:
+        held_out = None
+    elif held_out is None:
+        order = rng.generator(seed, "split").permutation(len(train))
+        held_out = train.subset(np.sort(order[:count]))
+        train = train.subset(np.sort(order[count:]))
+    absent = sorted(set(range(len(source.classes))) - set(np.unique(train.labels).tolist()))
+    if absent:
+        names = [source.classes[i] for i in absent]
+        raise ValueError(
+            f"validation={validation} leaves no training image of {names}: {len(source.train)} "
+            f"images are too few for it"
+        )
+    fitted = Normalization.fit(train.images, normalization)
+    return Data(train, held_out, source.test, source.classes, fitted)
+
+
+def _validation_count(validation: int | float, available: int) -> int:
+    allowed = "a whole number of images, a fraction between 0 and 1, or 0 for none"
+    number = isinstance(validation, int | float) and not isinstance(validation, bool)
+    if not number or not validation >= 0 or (validation >= 1 and validation % 1 != 0):
+        raise ValueError(f"validation must be {allowed}, got {validation!r}")
+    count = round(validation * available) if validation < 1 else int(validation)
+    if count >= available or (validation > 0 and count == 0):
+        raise ValueError(
+            f"validation={validation} of {available} training images leaves too few images for "
+            f"the split: it must be {allowed}"
+        )
+    return count

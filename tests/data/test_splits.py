@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from sdnet import rng
+from sdnet.data.sources import Source, Split
+from sdnet.data.splits import Normalization, prepare
+
+
+def make_source(n=200, classes=4, **parts):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (n, 5, 6, 3), dtype=np.uint8)
+    images[:, 0, 0, :] = np.arange(n)[:, None]  # who is who
+    train = Split(images, np.arange(n) % classes)
+    return Source(train, Split(images[:7], train.labels[:7]), list("abcd")[:classes], **parts)
+
+
+@pytest.mark.parametrize("validation, count", [(50, 50), (0.1, 20), (50.0, 50)])
+def test_the_split_takes_the_first_of_a_keyed_permutation(validation, count):
+    source = make_source()
+    data = prepare(source, validation, "channel", seed=3)
+    order = rng.generator(3, "split").permutation(200).tolist()
+    chosen = {i for i in range(200) if order.index(i) < count}
+    assert set(data.validation.images[:, 0, 0, 0].tolist()) == chosen
+    assert set(data.train.images[:, 0, 0, 0].tolist()) == set(range(200)) - chosen
+    for part in (data.train, data.validation):  # labels move with their images
+        assert (part.labels == part.images[:, 0, 0, 0] % 4).all()
+
+
+def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept():
+    part = make_source().test
+    source = make_source(validation=part)
+    assert prepare(source, 0.1, "channel", 0).validation is part
+    assert len(prepare(source, 0.1, "channel", 0).train) == 200
+    assert prepare(source, 0, "channel", 0).validation is None
+
+
+@pytest.mark.parametrize("validation", [-1, 200, 201, 1.5, 0.001, "all", True, float("nan"), float("inf")])
+def test_a_split_that_cannot_be_is_refused_by_name(validation):
+    with pytest.raises(ValueError, match="validation"):
+        prepare(make_source(), validation, "channel", 0)
+
+
+def test_a_split_that_empties_a_class_is_refused():
+    source = make_source(n=8)
+    with pytest.raises(ValueError, match=r"validation=7 leaves no training image of"):
+        prepare(source, 7, "channel", 0)
+
+
+def test_normalization_is_fitted_on_the_training_part_alone():
+    data = prepare(make_source(), 50, "pixel", seed=0)
+    pixels = [image.astype(float) for image in data.train.images]
+    mean = sum(pixels) / len(pixels)
+    squares = [((image - mean) ** 2).mean() for image in pixels]
+    np.testing.assert_allclose(data.normalization.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(data.normalization.std, (sum(squares) / len(pixels)) ** 0.5, rtol=1e-6)
+    assert data.normalization.mean.shape == (5, 6, 3) and data.normalization.std.shape == ()
+
+
+def test_channel_normalization_is_one_number_per_channel():
+    images = make_source(n=3000).train.images  # more than one block
+    fitted = Normalization.fit(images, "channel")
+    for c in range(3):
+        values = images[..., c].astype(float)
+        assert fitted.mean[c] == pytest.approx(values.mean(), rel=1e-6)
+        assert fitted.std[c] == pytest.approx(values.std(), rel=1e-6)
+
+
+def test_a_constant_channel_does_not_divide_by_zero():
+    assert Normalization.fit(np.full((4, 2, 2, 1), 9, np.uint8), "channel").std.tolist() == [1.0]
+    with pytest.raises(ValueError, match="normalization must be one of pixel, channel, got 'x'"):
+        Normalization.fit(np.zeros((4, 2, 2, 1), np.uint8), "x")
