@@ -73,6 +73,8 @@ def run_one(config: dict, folder: Path) -> None:
 
     console = consoles.set_up()
     settings = config["trainer"]
+    if config["resume"] is not None and session.is_completed(config):
+        return
     with configs.errors_of(config, "trainer"):
         device = devices.resolve(settings["device"])
         devices.configure(
@@ -86,18 +88,14 @@ def run_one(config: dict, folder: Path) -> None:
         return
     with configs.errors_of(config, "wandb"):
         wandb_mode = tracking.resolve_mode(config["wandb"]["mode"])
-    if config["resume"] is None:
-        run = RunFolder.create(folder, config, session.provenance(config, device))
-    else:
-        run = RunFolder(config["resume"])
-    trainer = build_trainer(config, data, model, device, run)
-    state = run.load_checkpoint()
-    if state is not None:
-        trainer.load_state(state)
+    run = RunFolder(config["resume"] or folder)
+    trainer = build_trainer(config, data, model, device, run)  # the last that can be refused
     try:
+        session.begin(run, config, device)
+        trainer.resume()
         session.train(trainer, run, config, wandb_mode, console)
-    except Diverged as error:
-        raise configs.RunError(f"the run diverged: {error}; its folder is {run.path}") from error
+    except (FileExistsError, Diverged) as error:
+        raise configs.RunError(f"{run.path}: {error}") from error
     except Interrupted as error:
         print(f"{error}; to continue: python train.py resume={run.path}")
         raise KeyboardInterrupt from error

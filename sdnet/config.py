@@ -21,12 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 from sdnet import run
 
 ALLOW_VARIABLE = "SDNET_ALLOW_TARGETS"
-_TORCH_BASES = (
-    "torch.nn.Module",
-    "torch.optim.Optimizer",
-    "torch.optim.lr_scheduler.LRScheduler",
-    "torch.utils.data.Dataset",
-)
+# What a target may be, by the group it stands in: public objects of these modules of ours, and
+# subclasses of this class of torch's, defined in torch or torchvision.
+TARGETS = {
+    "model": ("sdnet.models", "torch.nn.Module"),
+    "dataset": ("sdnet.data.sources", None),
+    "schedule": ("sdnet.models.schedules", None),
+    "optimizer": (None, "torch.optim.Optimizer"),
+    "lr_schedule": ("sdnet.training.optim", None),
+}
 # Keys of a group that are ours: they never reach the group's target.
 LABELS = {
     "model": ("name",),
@@ -47,13 +50,20 @@ class RunError(CompactHydraException):
 
 def register_resolvers() -> None:
     """Makes `sdnet.run_name`, `sdnet.run_dir` and `sdnet.basename` known to OmegaConf."""
-    resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": lambda p: Path(p).name}
+    resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": _basename}
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(f"sdnet.{name}", function, replace=True)
 
 
+def _basename(path: str) -> str:
+    return Path(path).expanduser().resolve().name or "root"
+
+
 def _run_name(_root_: DictConfig) -> str:
-    return run.run_name(resolve(_root_))
+    try:
+        return run.run_name(resolve(_root_))
+    except ConfigError:
+        return "."  # main() finds the same error and tells it
 
 
 def _run_dir(time: str, _root_: DictConfig) -> str:
@@ -62,11 +72,9 @@ def _run_dir(time: str, _root_: DictConfig) -> str:
         return "."
     if _root_.resume is not None:
         folder = Path(str(_root_.resume))
-        return str(folder) if (folder / "config.yaml").is_file() else "."
-    try:
-        return f"outputs/{run.run_name(resolve(_root_))}/{time}"
-    except ConfigError:
-        return "."  # main() finds the same error and tells it
+        return str(folder) if folder.is_dir() else "."
+    name = _run_name(_root_)
+    return "." if name == "." else f"outputs/{name}/{time}"
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -155,15 +163,19 @@ def _optional(check: tuple[Callable, str]) -> tuple[Callable, str]:
 _BOOLEAN = (lambda v: type(v) is bool, "true or false")
 _TEXT = (lambda v: isinstance(v, str) and v != "", "a text")
 _DEVICE = (
-    lambda v: (
-        v in ("auto", "cpu", "cuda")
-        or (isinstance(v, str) and v.startswith("cuda:") and v[5:].isdigit())
-    ),
+    lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", v),
     "auto, cpu, cuda or cuda:<n>",
 )
 _NAME = (
     lambda v: isinstance(v, str) and v not in ("", ".", "..") and not set(v) & set('/\\:"'),
     "a name for a folder",
+)
+
+_PAIR = (
+    lambda v: (
+        isinstance(v, list) and len(v) == 2 and all(type(b) is float and 0 <= b < 1 for b in v)
+    ),
+    "two numbers b with 0 <= b < 1",
 )
 
 CHECKS = {
@@ -181,6 +193,7 @@ CHECKS = {
     "schedule.name": _NAME,
     "optimizer.lr": _number(0, above=True),
     "optimizer.momentum": _number(0),
+    "optimizer.betas": _PAIR,
     "optimizer.nesterov": _BOOLEAN,
     "optimizer.weight_decay": _number(0),
     "optimizer.skipped_update": _one_of("decay", "freeze"),
@@ -195,13 +208,16 @@ CHECKS = {
     "trainer.channels_last": _BOOLEAN,
     "trainer.deterministic": _BOOLEAN,
     "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
-    "wandb.project": _TEXT,
+    "wandb.project": (
+        lambda v: isinstance(v, str) and 0 < len(v) <= 128 and not set(v) & set("/\\#?%:"),
+        "a text of at most 128 characters without / \\ # ? % :",
+    ),
     "wandb.entity": _optional(_TEXT),
     "wandb.group": _optional(_TEXT),
     "wandb.name": _optional(_TEXT),
     "wandb.tags": (
-        lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v),
-        "a list of texts",
+        lambda v: isinstance(v, list) and all(isinstance(t, str) and 0 < len(t) <= 64 for t in v),
+        "a list of texts of 1 to 64 characters",
     ),
 }
 
@@ -217,46 +233,48 @@ def check(config: dict[str, Any]) -> None:
         node = config.get(group, {}) if group else config
         if name in node and not valid(node[name]):
             raise ConfigError(f"{key} must be {allowed}, got {node[name]!r}")
-    for path, target in _targets(config, ""):
-        check_target(path, target)
+    for path, value in _leaves(config, ""):
+        if isinstance(value, str) and "${" in value:
+            # Hydra would resolve it once more, after the targets were checked.
+            raise ConfigError(f"{path} must not hold an interpolation as text, got {value!r}")
+        if path.endswith("_target_"):
+            check_target(path, value)
 
 
 # -- targets --------------------------------------------------------------------------------------
 
 
-def _targets(node: Any, path: str):
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
-        inner = f"{path}.{key}" if path else str(key)
-        if key == "_target_":
-            yield inner, value
-        elif isinstance(value, dict | list):
-            yield from _targets(value, inner)
+def _leaves(node: Any, path: str):
+    """The (dotted name, value) pairs of a configuration at any depth."""
+    if not isinstance(node, dict | list):
+        yield path, node
+        return
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        yield from _leaves(value, f"{path}.{key}" if path else str(key))
 
 
 def check_target(path: str, target: Any) -> None:
     """Refuses a `_target_` unless what it resolves to is one of the project's building blocks.
 
-    Allowed are objects defined in `sdnet.models`, `sdnet.data` and `sdnet.training`; subclasses of
-    Module, Optimizer, LRScheduler and Dataset defined in torch or torchvision; and the names listed
+    Allowed is what TARGETS says for the group that `path` begins with, and the names listed
     (separated by commas) in the environment variable SDNET_ALLOW_TARGETS.
 
     Raises:
         ConfigError: naming the setting and the target.
     """
     listed = [t.strip() for t in os.environ.get(ALLOW_VARIABLE, "").split(",")]
-    if isinstance(target, str) and target in listed:
+    if isinstance(target, str) and target and target in listed:
         return
     # Nothing is imported for a name that starts elsewhere: importing runs code.
     known = isinstance(target, str) and target.split(".")[0] in ("sdnet", "torch", "torchvision")
     found = _locate(target) if known else None
-    if _is_building_block(found):
+    if _is_building_block(found, *TARGETS.get(path.split(".")[0], (None, None))):
         return
     problem = "does not exist" if known and found is None else "is not allowed"
     raise ConfigError(
-        f"{path}={target} {problem}: a target must be a block, network, schedule, data set or "
-        f"optimizer of sdnet, torch or torchvision. To use one of your own, list it in the "
-        f"environment variable {ALLOW_VARIABLE}."
+        f"{path}={target} {problem} here: a target must be a block, network, schedule, data "
+        f"set or optimizer of sdnet or torch, in its own group. To use one of your own, list it in "
+        f"the environment variable {ALLOW_VARIABLE}."
     )
 
 
@@ -274,19 +292,20 @@ def _locate(target: str) -> Any:
     return None
 
 
-def _is_building_block(found: Any) -> bool:
+def _is_building_block(found: Any, ours: str | None, base: str | None) -> bool:
     """Judged by the object itself: by what it is and where its definition stands, not its name."""
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         return False
     home = sys.modules.get(found.__module__)
     if home is None or getattr(home, found.__qualname__, None) is not found:
         return False  # __module__ can be forged
-    package = found.__module__.split(".")
-    if package[0] == "sdnet":
-        return package[1] in ("models", "data", "training")
-    if package[0] not in ("torch", "torchvision") or not inspect.isclass(found):
-        return False
-    return issubclass(found, tuple(_locate(base) for base in _TORCH_BASES))
+    if found.__module__.split(".")[0] == "sdnet":
+        inside = ours is not None and f"{found.__module__}.".startswith(f"{ours}.")
+        return inside and not found.__name__.startswith("_")
+    foreign = found.__module__.split(".")[0] in ("torch", "torchvision")
+    return (
+        foreign and base is not None and inspect.isclass(found) and issubclass(found, _locate(base))
+    )
 
 
 def instantiate(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:

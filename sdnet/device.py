@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 log = logging.getLogger(__name__)
+DEFAULT_THREADS = torch.get_num_threads()  # a run before this one, in the same sweep, may change it
 
 
 def resolve(name: str) -> torch.device:
@@ -40,15 +41,13 @@ def configure(device: torch.device, precision: str, threads: int | None, determi
             "This processor has no bf16 instructions (avx512_bf16, amx_bf16): torch emulates them, "
             "many times slower than trainer.precision=fp32"
         )
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or DEFAULT_THREADS)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = not deterministic
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.cuda.reset_peak_memory_stats(device)
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports inductor
         torch.use_deterministic_algorithms(deterministic)
 

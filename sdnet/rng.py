@@ -29,5 +29,6 @@ def generator(seed: int, *key: str | int) -> np.random.Generator:
 def torch_seeded(seed: int, *key: str | int):
     """Within the block, torch's global CPU generator is seeded by `(seed, *key)`; then restored."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_digest(seed, key, 4))  # the CPU generator reads 32 bits of its seed
+        # The CPU generator alone, which reads 32 bits of its seed.
+        torch.default_generator.manual_seed(_digest(seed, key, 4))
         yield

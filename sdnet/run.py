@@ -40,6 +40,8 @@ NOT_RESULT = (
     "show",
     "resume",
     "wandb",
+    "model.name",
+    "schedule.name",
     "dataset.root",
     "dataset.workers",
     "dataset.download",
@@ -64,7 +66,8 @@ def canonical(node: Any, key: str = "") -> Any:
     if isinstance(node, list):
         return [canonical(item, key) for item in node]
     if isinstance(node, int | float) and not isinstance(node, bool):
-        return f"{node:.12g}"  # 1 and 1.0, 0.3 and 0.30000000000000004 are the same setting
+        # 1 and 1.0, 0.3 and 0.30000000000000004 are the same setting
+        return str(int(node)) if node == node // 1 else f"{node:.12g}"
     return node
 
 
@@ -118,23 +121,18 @@ class RunFolder:
     def __init__(self, path: str | Path):
         self.path = Path(path)
 
-    @classmethod
-    def create(cls, path: str | Path, config: dict, provenance: dict) -> "RunFolder":
+    def create(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Makes the folder of a new run.
 
         Raises:
             FileExistsError: the folder holds a run already.
         """
-        folder = cls(path)
-        if folder.holds_run():
-            raise FileExistsError(
-                f"{folder.path} holds a run already; resume={folder.path} continues it"
-            )
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.write_provenance(provenance)
-        folder.write_summary({"status": "running", "identity": identity(config)})
-        write_atomically(folder.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        return folder
+        if self.holds_run():
+            raise FileExistsError(f"holds a run already; resume={self.path} continues it")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.write_provenance(provenance)
+        self.write_summary({"status": "running", "identity": identity(config)})
+        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
 
     def holds_run(self) -> bool:
         return (self.path / "config.yaml").is_file()
@@ -188,8 +186,11 @@ class RunFolder:
         cells = ["" if row[c] is None else f"{row[c]:.8g}" for c in COLUMNS]
         write_atomically(file, text + ",".join(cells) + "\n")
 
-    def drop_rows_after(self, step: int) -> None:
-        """Forgets rows later than a checkpoint's step: they will be measured again."""
+    def drop_after(self, step: int) -> None:
+        """Forgets rows and a best checkpoint later than `step`: they will be measured again."""
+        best = self.load_checkpoint("best")
+        if best is not None and best["step"] > step:
+            self.checkpoint("best").unlink()
         file = self.path / "metrics.csv"
         if file.is_file():
             head, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)

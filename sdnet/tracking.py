@@ -7,6 +7,7 @@ import logging
 import netrc
 import os
 import socket
+import urllib.request
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +35,8 @@ def resolve_mode(mode: str) -> str:
     Raises:
         ValueError: `online` without credentials.
     """
+    if mode == "auto":  # W&B's own variable may say more
+        mode = os.environ.get("WANDB_MODE", mode)
     if mode in ("offline", "disabled"):
         return mode
     import wandb
@@ -46,8 +49,11 @@ def resolve_mode(mode: str) -> str:
                 "auto and offline work without"
             )
         return "offline"
+    if urllib.request.getproxies().get(url.scheme):
+        return "online"  # the proxy may reach what this machine does not
     try:
-        socket.create_connection((url.hostname, url.port or 443), timeout=5).close()
+        port = url.port or (80 if url.scheme == "http" else 443)
+        socket.create_connection((url.hostname, port), timeout=5).close()
     except OSError as error:
         log.warning("W&B at %s cannot be reached (%s): this run is offline", url.hostname, error)
         return "offline"
@@ -83,8 +89,8 @@ class WandbListener(Listener):
         }
         try:
             self.run = wandb.init(mode=mode, **arguments)
-        except wandb.errors.CommError as error:
-            log.warning("W&B did not answer (%s): this run is offline", error)
+        except wandb.errors.Error as error:  # no answer in time, a key that is refused, ...
+            log.warning("W&B cannot be used (%s): this run is offline", error)
             wandb.teardown()
             self.run = wandb.init(mode="offline", **arguments | {"resume": None})
         self.run.define_metric("*", step_metric="epoch")

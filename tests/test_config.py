@@ -29,37 +29,53 @@ def composed(*overrides):
         "torch.nn.functional.relu",
         "sdnet.models.resnet.torch.hub.load",
         "sdnet.data.sources.os.system",
-        "sdnet.data.sources.os.replace",
         "sdnet.config.instantiate",
         "sdnet.run.RunFolder.create",
-        "sdnet.data.loader.Tensor",
+        "sdnet.training.session._git",
+        "sdnet.data.sources._save_cache",
+        "sdnet.data.sources.Split",
+        "sdnet.models.resnet._class_of",
         "sdnet.models.blocks.ACTIVATIONS",
         "sdnet.models.nothing",
+        "torchvision.datasets.FakeData",
+        "torch.optim.SGD",
         "sdnet",
-        "torch.utils.data.dataset.Any",
+        "",
         7,
         None,
     ],
 )
 def test_a_target_is_judged_by_what_it_resolves_to(target):
-    with pytest.raises(configs.ConfigError, match=r"model\.block\._target_=.* (is not allowed|does not exist)"):
+    with pytest.raises(
+        configs.ConfigError, match=r"model\.block\._target_=.* (not allowed|not exist)"
+    ):
         configs.check_target("model.block._target_", target)
 
 
 @pytest.mark.parametrize(
-    "target",
+    "group, target",
     [
-        "sdnet.resnet_cifar",
-        "sdnet.models.resnet.BasicBlock",
-        "torch.optim.SGD",
-        "torch.nn.GroupNorm",
-        "torch.optim.lr_scheduler.StepLR",
-        "torchvision.datasets.FakeData",
-        "sdnet.data.sources.digits",
+        ("model", "sdnet.resnet_cifar"),
+        ("model", "sdnet.models.resnet.BasicBlock"),
+        ("model", "torch.nn.GroupNorm"),
+        ("dataset", "sdnet.data.sources.digits"),
+        ("schedule", "sdnet.LinearDecay"),
+        ("optimizer", "torch.optim.RMSprop"),
+        ("lr_schedule", "sdnet.training.optim.Cosine"),
     ],
 )
-def test_building_blocks_are_allowed_under_any_of_their_names(target):
-    configs.check_target("x._target_", target)
+def test_building_blocks_are_allowed_in_their_group_under_any_of_their_names(group, target):
+    configs.check_target(f"{group}._target_", target)
+    others = set(configs.TARGETS) - {group}
+    with pytest.raises(configs.ConfigError):
+        for other in others - {"model"} if group == "schedule" else others:
+            configs.check_target(f"{other}._target_", target)
+
+
+def test_text_that_hydra_would_resolve_once_more_is_refused():
+    hidden = r"'\${oc.create:{_target_: torch.utils.collect_env.run, command: ls}}'"
+    with pytest.raises(configs.ConfigError, match=r"schedule\.p_L must not hold an interpolation"):
+        composed(f"schedule.p_L={hidden}")
 
 
 def test_a_listed_target_is_allowed_and_a_forged_home_is_not(monkeypatch):
@@ -72,7 +88,7 @@ def test_a_listed_target_is_allowed_and_a_forged_home_is_not(monkeypatch):
         pass
 
     impostor.__module__, impostor.__qualname__ = "sdnet.models.blocks", "conv"
-    assert not configs._is_building_block(impostor)
+    assert not configs._is_building_block(impostor, *configs.TARGETS["model"])
 
 
 def test_targets_are_found_at_any_depth():
@@ -139,7 +155,8 @@ def test_the_papers_preset_is_the_papers_recipe():
 
 def test_a_resumed_run_keeps_its_configuration_but_for_where_it_is_computed(tmp_path):
     stored = composed()
-    folder = run.RunFolder.create(tmp_path / "r", stored, {})
+    folder = run.RunFolder(tmp_path / "r")
+    folder.create(stored, {})
 
     def resumed(*overrides):
         typed = [f"resume={folder.path}", *overrides]

@@ -84,7 +84,9 @@ def test_the_reported_row_is_the_latest_of_lowest_validation_error_never_of_lowe
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder.create(tmp_path / "run", CONFIG, {"wandb_id": "x"})
+    folder = RunFolder(tmp_path / "run")
+    folder.create(CONFIG, {"wandb_id": "x"})
+    return folder
 
 
 def row(step):
@@ -94,7 +96,7 @@ def row(step):
 def test_a_folder_that_holds_a_run_is_not_overwritten(folder):
     assert folder.config() == CONFIG and folder.summary()["status"] == "running"
     with pytest.raises(FileExistsError, match="holds a run already; resume="):
-        RunFolder.create(folder.path, CONFIG, {})
+        folder.create(CONFIG, {})
 
 
 def test_metrics_come_back_as_numbers_and_later_rows_can_be_dropped(folder):
@@ -103,7 +105,7 @@ def test_metrics_come_back_as_numbers_and_later_rows_can_be_dropped(folder):
     assert [r["step"] for r in folder.rows()] == [1, 2, 3]
     assert folder.rows()[0]["val_loss"] is None
     assert folder.rows()[0]["lr"] == pytest.approx(1 / 3, rel=1e-7)
-    folder.drop_rows_after(2)
+    folder.drop_after(2)
     assert [r["step"] for r in folder.rows()] == [1, 2]
     names = sorted(p.name for p in folder.path.iterdir())
     assert names == ["config.yaml", "metrics.csv", "provenance.json", "summary.json"]

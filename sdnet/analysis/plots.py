@@ -1,7 +1,6 @@
 """The figures of a run."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,9 @@ def plot_survival(
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="x", visible=False)
-        axes.set_title(f"{title}: {sum(survival):.4g} of {L} blocks expected", fontsize=10)
+        axes.set_title(
+            f"{title}: {sum(survival):.4g} of {L} blocks expected", fontsize=10, parse_math=False
+        )
         figure.savefig(path)
         plt.close(figure)
 
@@ -79,11 +80,12 @@ def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, p
         )
         right.set(xlabel="epoch", ylabel="error (%)")
         right.set_ylim(0, min(100.0, 1.05 * max(r["test_error"] for r in rows) + 0.5))
-        for earlier, later in pairwise(rows):
-            if later["lr"] < 0.5 * earlier["lr"]:
+        rates = [row["lr"] for row in rows]
+        for i in range(1, len(rows) - 1):
+            if rates[i - 1] == rates[i] > 2 * rates[i + 1]:  # a step down, not a slope
                 for axes in (left, right):
-                    axes.axvline(earlier["epoch"], color="0.5", linestyle=":", linewidth=1)
+                    axes.axvline(epochs[i], color="0.5", linestyle=":", linewidth=1)
         right.legend()
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=10, parse_math=False)
         figure.savefig(path)
         plt.close(figure)

@@ -7,9 +7,8 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,7 +72,7 @@ def digits(size: int = 16) -> Source:
 
 
 def cifar10(root: str, download: bool = True) -> Source:
-    """CIFAR-10: 50,000 training and 10,000 test images, 32x32, by torchvision with its checksums."""
+    """CIFAR-10 by torchvision with its checksums: 50,000 training, 10,000 test images, 32x32."""
     return _cifar("CIFAR10", root, download)
 
 
@@ -145,8 +144,10 @@ def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     unknown = sorted(set(_class_names(folder)) - set(classes))
     if unknown:
         raise ValueError(f"root holds classes in {folder.name}/ that train/ has not: {unknown}")
+    if not classes:
+        raise ValueError(f"root must hold a folder per class in {folder.name}/, it has none")
     missing = [name for name in classes if not (folder / name).is_dir()]
-    if missing or not classes:
+    if missing:
         raise ValueError(f"root must hold a folder per class in {folder.name}/, missing: {missing}")
     try:
         found = make_dataset(folder, {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS)
@@ -161,25 +162,30 @@ def _decode(folder: Path, listing: dict, size: int | None, workers: int | None) 
     key = [[str(f.relative_to(folder)), (s := f.stat()).st_size, s.st_mtime_ns] for f in files]
     digest = hashlib.blake2b(json.dumps([size, key]).encode(), digest_size=8).hexdigest()
     cache = folder / ".cache" / f"{digest}.npy"
-    if cache.is_file():
-        pixels = np.load(cache)
-    else:
+    try:
+        pixels = np.load(cache, mmap_mode="r")
+        _check_memory(len(files), pixels.nbytes)
+    except (OSError, EOFError):  # not there, not readable
+        log.info("decoding %d images of %s once", len(files), folder)
         pixels = _decode_files(files, size, workers)
         _save_cache(cache, pixels)
-    counts = np.cumsum([len(part) for part in listing.values()])
-    return dict(zip(listing, np.split(pixels, counts[:-1]), strict=True))
+    ends = np.cumsum([len(part) for part in listing.values()])
+    parts = np.split(pixels, ends[:-1])
+    return {name: np.array(part) for name, part in zip(listing, parts, strict=True)}
+
+
+def _check_memory(count: int, size: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 2 * size > memory:  # the images lie there twice while they are split
+        raise ValueError(
+            f"root holds {count} images that need {2 * size / 1e9:.1f} GB of memory; this machine "
+            f"has {memory / 1e9:.1f} GB: choose a smaller size"
+        )
 
 
 def _decode_files(files: list[Path], size: int | None, workers: int | None) -> np.ndarray:
     first = _read_image(files[0], size)
-    needed = len(files) * first.nbytes
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory / 2:
-        raise ValueError(
-            f"root holds {len(files)} images that need {needed / 1e9:.1f} GB in memory; at most "
-            f"half of this machine's {memory / 1e9:.1f} GB is used: choose a smaller size"
-        )
-    log.info("decoding %d images of %s once", len(files), files[0].parents[1])
+    _check_memory(len(files), len(files) * first.nbytes)
     chunks = [files[i : i + 64] for i in range(0, len(files), 64)]
     workers = min(workers or os.cpu_count(), len(chunks))
     with ExitStack() as stack:
@@ -194,7 +200,7 @@ def _decode_files(files: list[Path], size: int | None, workers: int | None) -> n
 
 
 def _read_images(files: list[Path], size: int | None, like: tuple[Path, tuple]) -> np.ndarray:
-    """Images (N, H, W, 3) that must have the shape of another file's; `like` is that file, shape."""
+    """Images (N, H, W, 3); all must have the shape of another one, `like` is its file and shape."""
     images = []
     for file in files:
         image = _read_image(file, size)
@@ -215,7 +221,9 @@ def _read_image(path: Path, size: int | None) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: PIL would clip at 255
                 values = np.asarray(image, dtype=np.float64)
-                image = Image.fromarray((values * (255 / max(values.max(), 1))).astype(np.uint8))
+                if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+                    raise ValueError(f"mode {image.mode} with values that are not 8 or 16 bits")
+                image = Image.fromarray(np.round(values * (255 / 65535)).astype(np.uint8))
             image = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"root holds an image that cannot be read: {path} ({error})") from error
@@ -226,10 +234,13 @@ def _read_image(path: Path, size: int | None) -> np.ndarray:
 
 def _save_cache(cache: Path, pixels: np.ndarray) -> None:
     """Writes a temporary file, then renames it; a folder that cannot be written gets no cache."""
+    temporary = cache.with_suffix(f".{os.getpid()}.tmp")
     try:
         cache.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as file:
+        with temporary.open("wb") as file:
             np.save(file, pixels)
-        os.replace(file.name, cache)
-    except OSError:
-        return
+        os.replace(temporary, cache)
+    except OSError as error:
+        log.warning("the decoded images are not cached: %s", error)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

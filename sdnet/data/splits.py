@@ -75,10 +75,10 @@ def prepare(source: Source, validation: int | float, normalization: str, seed: i
         ValueError: a `validation` out of range or that leaves a class without training images.
     """
     train, held_out = source.train, source.validation
-    count = _validation_count(validation, len(train))
-    if count == 0:
+    if validation == 0:
         held_out = None
     elif held_out is None:
+        count = _validation_count(validation, len(train))
         order = rng.generator(seed, "split").permutation(len(train))
         held_out = train.subset(np.sort(order[:count]))
         train = train.subset(np.sort(order[count:]))

@@ -104,9 +104,9 @@ def _width(form: str) -> int:
 def result_lines(config: dict[str, Any], summary: dict[str, Any], folder: str) -> list[str]:
     """What the end of a run says: p_L, active blocks, the errors and where everything is."""
     schedule = config["schedule"]
-    p_L = f"p_L {schedule['p_L']:g}" if "p_L" in schedule else "every block survives"
+    p_L = f", p_L {schedule['p_L']:g}" if "p_L" in schedule else ""
     lines = [
-        f"schedule      {schedule['name']}, {p_L}",
+        f"schedule      {schedule['name']}{p_L}",
         f"active blocks {summary['mean_active_blocks']:.2f} of {summary['blocks']} measured, "
         f"{summary['expected_active_blocks']:.2f} expected",
     ]

@@ -13,13 +13,17 @@ import torch
 from torch.optim import Optimizer
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class ConstantRate:
     """The full rate throughout, after `warmup_epochs` at `warmup_factor` times the rate."""
 
     def __init__(self, warmup_epochs: int = 0, warmup_factor: float = 0.1):
-        if not isinstance(warmup_epochs, int) or warmup_epochs < 0:
+        if type(warmup_epochs) is not int or warmup_epochs < 0:
             raise ValueError(f"warmup_epochs must be whole, 0 or more, got {warmup_epochs!r}")
-        if not isinstance(warmup_factor, int | float) or not 0.0 < warmup_factor <= 1.0:
+        if not _is_number(warmup_factor) or not 0.0 < warmup_factor <= 1.0:
             raise ValueError(f"warmup_factor must be above 0, at most 1, got {warmup_factor!r}")
         self.warmup_epochs = warmup_epochs
         self.warmup_factor = warmup_factor
@@ -43,10 +47,10 @@ class MultiStep(ConstantRate):
 
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, **warmup):
         super().__init__(**warmup)
-        fractions = [isinstance(m, int | float) and 0.0 < m < 1.0 for m in milestones]
-        if not all(fractions):
-            raise ValueError(f"milestones must be fractions 0 < m < 1, got {list(milestones)}")
-        if not isinstance(gamma, int | float) or gamma <= 0.0:
+        listed = isinstance(milestones, list | tuple)
+        if not listed or not all(_is_number(m) and 0.0 < m < 1.0 for m in milestones):
+            raise ValueError(f"milestones must be a list of fractions 0 < m < 1, got {milestones}")
+        if not _is_number(gamma) or not 0.0 < gamma < math.inf:
             raise ValueError(f"gamma must be a number above 0, got {gamma!r}")
         self.milestones = tuple(milestones)
         self.gamma = gamma

@@ -36,8 +36,33 @@ def provenance(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         **devices.describe(device),
         "seed": config["seed"],
-        "wandb_id": uuid.uuid4().hex[:8],
     }
+
+
+def is_completed(config: dict[str, Any]) -> bool:
+    """Whether the run to resume has nothing left to do; then its result is shown once more."""
+    run = RunFolder(config["resume"])
+    summary = run.summary()
+    if summary["status"] != "completed":
+        return False
+    log.info("this run is completed:")
+    for line in result_lines(config, summary, str(run.path)):
+        log.info(line)
+    return True
+
+
+def begin(run: RunFolder, config: dict[str, Any], device: torch.device) -> None:
+    """Makes the folder of a new run; a resumed one's provenance lists each time that happened.
+
+    Raises:
+        FileExistsError: the folder of a new run holds a run already.
+    """
+    origin = provenance(config, device)
+    if config["resume"] is None:
+        run.create(config, origin | {"wandb_id": uuid.uuid4().hex[:8]})
+    else:
+        known = run.provenance()
+        run.write_provenance(known | {"resumed": [*known.get("resumed", []), origin]})
 
 
 def _git(*arguments: str) -> str | None:
@@ -50,8 +75,10 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def train(trainer: Trainer, run: RunFolder, config: dict[str, Any], wandb_mode: str, console):
-    """Trains to the end and returns the summary; whatever happens, the run folder says so.
+def train(
+    trainer: Trainer, run: RunFolder, config: dict[str, Any], wandb_mode: str, console
+) -> None:
+    """Trains to the end; whatever happens, the run folder says so.
 
     Raises:
         Interrupted: asked to stop by Ctrl-C or SIGTERM; the state is saved.
@@ -60,12 +87,13 @@ def train(trainer: Trainer, run: RunFolder, config: dict[str, Any], wandb_mode: 
     name, run_id = run_name(config), run.provenance()["wandb_id"]
     with _log_file(run), ConsoleListener(console) as shown:
         trainer.listeners = (shown,)
-        if wandb_mode != "disabled":
-            tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id)
-            trainer.listeners += (tracker,)
+        tracker = None
         run.set_status("running")
         status, reason = "completed", None
         try:
+            if wandb_mode != "disabled":
+                tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id)
+                trainer.listeners += (tracker,)
             with _stop_on_signal(trainer):
                 trainer.fit()
         except (Interrupted, KeyboardInterrupt) as error:
@@ -81,13 +109,12 @@ def train(trainer: Trainer, run: RunFolder, config: dict[str, Any], wandb_mode: 
         finally:
             head = {"status": status} | ({} if reason is None else {"reason": reason})
             summary = head | trainer.result() | {"identity": run.summary()["identity"]}
+            run.write_summary(summary)  # first: nothing that follows may cost the result
             figures = _figures(trainer, run, name, summary)
-            run.write_summary(summary)
-            if wandb_mode != "disabled":
+            if tracker is not None:
                 tracker.finish(summary, figures)
         for line in result_lines(config, summary, str(run.path)):
             log.info(line)
-    return summary
 
 
 def _figures(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, Any]) -> list[Path]:

@@ -49,10 +49,11 @@ class Trainer:
 
     Args:
         model: on its device, in its memory format.
+        lr_schedule: called as `lr_schedule(epoch, epochs)`; see `sdnet.training.optim`.
         loaders: `train`, `test` and, where images were set aside, `validation`.
-        survival: called as `survival(stage_blocks, progress)`; see `sdnet.models.schedules`.
-        settings: the groups trainer and optimizer of the configuration, and the seed.
-        listeners: told of each step, of each row and of the end; see `Listener`.
+        config: the whole resolved configuration.
+        run: where rows and checkpoints go.
+        listeners: told of the start, of each step and of each row; see `Listener`.
     """
 
     def __init__(
@@ -85,6 +86,8 @@ class Trainer:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
         self.lr = 0.0
         self.stop_requested = False
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def fit(self) -> None:
         """Trains from the current step to the last one.
@@ -102,21 +105,20 @@ class Trainer:
             for images, labels in self.loaders["train"].batches(epoch, start):
                 self.train_step(images, labels)
                 step = self.counters.step
-                if step % CHECK_EVERY == 0:
-                    self.check_finite()
                 due = step % self.eval_steps == 0 or step == self.total_steps
-                if due or self.stop_requested:
-                    self.synchronize()
-                self.counters.interval_seconds += time.perf_counter() - clock
                 for listener in self.listeners:
                     listener.on_step(self)
+                if due or self.stop_requested or step % CHECK_EVERY == 0:
+                    self.check_finite()  # waits for the device
+                now = time.perf_counter()
+                self.counters.interval_seconds += now - clock
+                clock = now
                 if due:
-                    self.check_finite()
                     self.record()
+                    clock = time.perf_counter()
                 if self.stop_requested and step < self.total_steps:
                     self.run.save_checkpoint(self.state())
                     raise Interrupted(f"stopped after step {step} of {self.total_steps}")
-                clock = time.perf_counter()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of stochastic gradient descent on one mini-batch with one draw of gates."""
@@ -150,11 +152,7 @@ class Trainer:
     def check_finite(self) -> None:
         loss = self.sums[0].item()
         if not math.isfinite(loss):
-            raise Diverged(f"the training loss is {loss} at step {self.counters.step}")
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+            raise Diverged(f"diverged: the training loss is {loss} at step {self.counters.step}")
 
     def training_loss_and_error(self) -> tuple[float, float]:
         """Mean loss and error in percent since the last evaluation, while the weights moved."""
@@ -207,18 +205,22 @@ class Trainer:
             "sums": self.sums,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.counters = Counters(**state["counters"])
-        self.sums.copy_(state["sums"])
-        self.run.drop_rows_after(self.counters.step)
+    def resume(self) -> None:
+        """Goes back to the run folder's last checkpoint, or to the start where there is none."""
+        state = self.run.load_checkpoint()
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.counters = Counters(**state["counters"])
+            self.sums.copy_(state["sums"])
+        self.run.drop_after(self.counters.step)
 
     def result(self) -> dict[str, Any]:
         """The numbers of summary.json, from the rows recorded so far."""
         counters = self.counters
+        train_seconds = counters.train_seconds + counters.interval_seconds
         rows = self.run.rows()
-        best, selection = select(rows) if rows else (dict.fromkeys(("epoch",)), None)
+        best, selection = select(rows) if rows else ({}, None)
         survival = self.model.schedule(self.model.stage_blocks)
         peak = None
         if self.device.type == "cuda":
@@ -231,9 +233,9 @@ class Trainer:
             "selection": selection,
             "epochs": self.epochs,
             "steps": counters.step,
-            "train_seconds": counters.train_seconds,
+            "train_seconds": train_seconds,
             "eval_seconds": counters.eval_seconds,
-            "seconds_per_epoch": counters.train_seconds * self.steps_per_epoch / counters.step
+            "seconds_per_epoch": train_seconds * self.steps_per_epoch / counters.step
             if counters.step
             else None,
             "expected_active_blocks": sum(survival),

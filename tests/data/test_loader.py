@@ -8,7 +8,7 @@ from sdnet.data.splits import Normalization
 
 
 def slow_augment(images, shift_y, shift_x, flip):
-    n, h, w, c = images.shape
+    n, h, w, _ = images.shape
     out = np.zeros_like(images)
     for i in range(n):
         image = images[i, :, ::-1] if flip[i] else images[i]

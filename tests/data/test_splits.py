@@ -34,7 +34,9 @@ def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept():
     assert prepare(source, 0, "channel", 0).validation is None
 
 
-@pytest.mark.parametrize("validation", [-1, 200, 201, 1.5, 0.001, "all", True, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "validation", [-1, 200, 201, 1.5, 0.001, "all", True, float("nan"), float("inf")]
+)
 def test_a_split_that_cannot_be_is_refused_by_name(validation):
     with pytest.raises(ValueError, match="validation"):
         prepare(make_source(), validation, "channel", 0)
@@ -52,7 +54,9 @@ def test_normalization_is_fitted_on_the_training_part_alone():
     mean = sum(pixels) / len(pixels)
     squares = [((image - mean) ** 2).mean() for image in pixels]
     np.testing.assert_allclose(data.normalization.mean, mean, rtol=1e-6)
-    np.testing.assert_allclose(data.normalization.std, (sum(squares) / len(pixels)) ** 0.5, rtol=1e-6)
+    np.testing.assert_allclose(
+        data.normalization.std, (sum(squares) / len(pixels)) ** 0.5, rtol=1e-6
+    )
     assert data.normalization.mean.shape == (5, 6, 3) and data.normalization.std.shape == ()
 
 

@@ -13,7 +13,9 @@ TIMES = ("train_seconds", "eval_seconds", "images_per_second")
 
 def make(folder, *overrides, device="cpu"):
     config = composed(*SMALL, *overrides)
-    run = RunFolder.create(folder, config, {}) if not folder.exists() else RunFolder(folder)
+    run = RunFolder(folder)
+    if not folder.exists():
+        run.create(config, {})
     data, model = entry.build(config)
     return entry.build_trainer(config, data, model, torch.device(device), run)
 
@@ -53,7 +55,8 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(tmp_path, overr
     with torch.random.fork_rng():
         torch.manual_seed(99)  # no generator's state takes part
         resumed = make(tmp_path / "parts", *overrides)
-    resumed.load_state(resumed.run.load_checkpoint())
+    resumed.resume()
+    assert resumed.counters.step == 17
     resumed.fit()
 
     assert without_times(resumed.run.rows()) == without_times(whole.run.rows())
@@ -62,6 +65,16 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(tmp_path, overr
     ):
         assert torch.equal(a, b)
     assert resumed.counters.active == whole.counters.active
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
+    whole = make(tmp_path / "whole")
+    whole.fit()
+    killed = make(tmp_path / "killed")
+    killed.run.append_row(whole.run.rows()[0])  # written, but the checkpoint after it was not
+    killed.resume()
+    killed.fit()
+    assert without_times(killed.run.rows()) == without_times(whole.run.rows())
 
 
 def test_rows_hold_what_was_measured(tmp_path):
