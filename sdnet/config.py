@@ -72,7 +72,7 @@ def _run_dir(time: str, _root_: DictConfig) -> str:
         return "."
     if _root_.resume is not None:
         folder = Path(str(_root_.resume))
-        return str(folder) if folder.is_dir() else "."
+        return str(folder) if (folder / "config.yaml").is_file() else "."
     name = _run_name(_root_)
     return "." if name == "." else f"outputs/{name}/{time}"
 

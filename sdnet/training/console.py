@@ -75,11 +75,12 @@ class ConsoleListener(Listener):
     def on_step(self, trainer: Trainer) -> None:
         now = time.perf_counter()
         step = trainer.counters.step
-        if self.progress.disable or now - self.shown < BAR_SECONDS or not trainer.counters.images:
+        seconds = trainer.counters.interval_seconds  # 0 at the first step after an evaluation
+        if self.progress.disable or now - self.shown < BAR_SECONDS or not seconds:
             return
         self.shown = now
         loss, error = trainer.training_loss_and_error()
-        rate = trainer.counters.images / max(trainer.counters.interval_seconds, 1e-9)
+        rate = trainer.counters.images / seconds
         left = (trainer.total_steps - step) * (now - self.first[1]) / (step - self.first[0])
         self.progress.update(
             self.task,
