@@ -14,5 +14,5 @@ def test_the_code_of_the_readme_runs(code):
 
 def test_the_readme_names_only_settings_and_members_that_exist():
     conf = Path(__file__).parents[1] / "conf"
-    for group, member in re.findall(r"\b(model|dataset|schedule|experiment)=(\w+)", README):
+    for group, member in re.findall(r"\b(model|dataset|schedule|experiment)=([a-z]\w*)", README):
         assert (conf / group / f"{member}.yaml").is_file(), f"{group}={member}"
