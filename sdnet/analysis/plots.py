@@ -8,7 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 STYLE = {
     "figure.dpi": 150,
@@ -61,6 +61,9 @@ def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, p
         loss = [row["train_loss"] for row in rows]
         left.semilogy(epochs, loss, color="tab:blue", marker=marker, label="training")
         left.set(xlabel="epoch", ylabel="training loss")
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_formatter(NullFormatter())
         for key, label, color in (
             ("val_error", "validation", "tab:orange"),
             ("test_error", "test", "tab:green"),
@@ -78,13 +81,15 @@ def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, p
             markersize=9,
             label=f"{best['test_error']:.2f} % reported",
         )
-        right.set(xlabel="epoch", ylabel="error (%)")
-        right.set_ylim(0, min(100.0, 1.05 * max(r["test_error"] for r in rows) + 0.5))
+        right.set(xlabel="epoch", ylabel="error (%)", ylim=0)
         rates = [row["lr"] for row in rows]
         for i in range(1, len(rows) - 1):
             if rates[i - 1] == rates[i] > 2 * rates[i + 1]:  # a step down, not a slope
                 for axes in (left, right):
                     axes.axvline(epochs[i], color="0.5", linestyle=":", linewidth=1)
+        for axes in (left, right):
+            axes.set_xlim(0, epochs[-1] * 1.03)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         right.legend()
         figure.suptitle(title, fontsize=10, parse_math=False)
         figure.savefig(path)
