@@ -373,9 +373,11 @@ def explain(error: Exception) -> str:
         allowed = sorted(str(k) for k in parent if k != "hydra")
         wrong = str(cause.full_key).rpartition(".")[2]
         if wrong not in allowed:
+            prefix = str(cause.full_key).rpartition(".")[0]
+            if not prefix:
+                allowed.append("experiment")
             close = difflib.get_close_matches(wrong, allowed, n=1)
             hint = f"; did you mean {close[0]}?" if close else "."
-            prefix = str(cause.full_key).rpartition(".")[0]
             where = f"in {prefix}" if prefix else "at the top"
             return f"{cause.full_key} is not a setting{hint} Known {where}: {', '.join(allowed)}"
     return text.partition("\nConfig search path")[0]

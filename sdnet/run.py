@@ -78,13 +78,23 @@ def identity(config: dict[str, Any]) -> str:
 
 
 def run_name(config: dict[str, Any]) -> str:
-    """`<model>-<schedule>-pL<p_L>-s<seed>-<identity>`."""
-    schedule = config["schedule"]
-    p_L = f"{schedule.get('p_L', 1.0)}"[:24].replace("/", "_")
-    p_L = f"{float(p_L):.6g}" if _is_number(p_L) else p_L
-    return (
-        f"{config['model']['name']}-{schedule['name']}-pL{p_L}-s{config['seed']}-{identity(config)}"
-    )
+    """`<model>-<schedule>-pL<p_L>-s<seed>-<identity>`.
+
+    Constant depth is pL1; a schedule of one's own without a setting p_L has no such part.
+    """
+    model, schedule = config["model"], config["schedule"]
+    parts = [_label(model), _label(schedule)]
+    default = 1.0 if schedule["_target_"].endswith(".Constant") else None
+    p_L = schedule.get("p_L", default)
+    if p_L is not None:
+        text = str(p_L)[:24].replace("/", "_")
+        parts.append(f"pL{float(text):.6g}" if _is_number(text) else f"pL{text}")
+    return "-".join([*parts, f"s{config['seed']}", identity(config)])
+
+
+def _label(group: dict[str, Any]) -> str:
+    """A group's `name`, or that of its class."""
+    return group.get("name") or group["_target_"].rpartition(".")[2]
 
 
 def _is_number(text: str) -> bool:

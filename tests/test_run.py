@@ -8,7 +8,7 @@ from sdnet.run import RunFolder
 CONFIG = {
     "model": {"name": "resnet20", "depth": 20},
     "dataset": {"name": "digits", "root": "data"},
-    "schedule": {"name": "linear_decay", "p_L": 0.5},
+    "schedule": {"_target_": "x.LinearDecay", "name": "linear_decay", "p_L": 0.5},
     "optimizer": {"lr": 0.1},
     "trainer": {"epochs": 30, "device": "cpu", "threads": None, "precision": "fp32"},
     "wandb": {"mode": "auto"},
@@ -66,8 +66,10 @@ def test_identity_does_not_depend_on_the_order_of_settings():
 
 def test_the_name_holds_model_schedule_p_L_seed_and_identity():
     assert run.run_name(CONFIG) == f"resnet20-linear_decay-pL0.5-s0-{run.identity(CONFIG)}"
-    constant = CONFIG | {"schedule": {"name": "constant"}}
+    constant = CONFIG | {"schedule": {"_target_": "x.Constant", "name": "constant"}}
     assert run.run_name(constant).startswith("resnet20-constant-pL1-s0-")
+    own = CONFIG | {"schedule": {"_target_": "mine.Square"}}
+    assert run.run_name(own).startswith("resnet20-Square-s0-")
     assert "-pL0.3-" in run.run_name(changed("schedule.p_L", 0.1 + 0.2))
 
 

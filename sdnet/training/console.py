@@ -107,7 +107,7 @@ def result_lines(config: dict[str, Any], summary: dict[str, Any], folder: str) -
     schedule = config["schedule"]
     p_L = f", p_L {schedule['p_L']:g}" if "p_L" in schedule else ""
     lines = [
-        f"schedule      {schedule['name']}{p_L}",
+        f"schedule      {schedule.get('name', schedule['_target_'])}{p_L}",
         f"active blocks {summary['mean_active_blocks']:.2f} of {summary['blocks']} measured, "
         f"{summary['expected_active_blocks']:.2f} expected",
     ]
