@@ -8,6 +8,7 @@ import torch
 
 from sdnet import rng
 from sdnet.data.sources import Source, Split
+from sdnet.models.checks import check_choice
 
 
 @dataclass
@@ -28,8 +29,7 @@ class Normalization:
         `pixel` subtracts the mean image and divides by one standard deviation over all values, as
         the paper does; `channel` uses one mean and standard deviation per channel.
         """
-        if kind not in cls.KINDS:
-            raise ValueError(f"normalization must be one of {', '.join(cls.KINDS)}, got {kind!r}")
+        check_choice("normalization", kind, cls.KINDS)
         axis = 0 if kind == "pixel" else (0, 1, 2)
         total = squares = 0
         for i in range(0, len(images), 1024):  # a block at a time: no float copy of the data set

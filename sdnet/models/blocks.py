@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdnet.models.gates import Gated, check_choice
+from sdnet.models.checks import check_choice
+from sdnet.models.gates import Gated
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 ORDERS = ("post", "pre")

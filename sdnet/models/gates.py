@@ -12,17 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sdnet import rng
-from sdnet.models.schedules import check_survival
+from sdnet.models.checks import check_choice, check_survival
 
 GRANULARITIES = ("batch", "sample")
 RESCALES = ("eval", "train", "none")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
-    """`value` if it is among `choices`, else a ValueError that names the setting and lists them."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-    return value
 
 
 class Gated(nn.Module):

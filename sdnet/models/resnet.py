@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sdnet.models.blocks import ACTIVATIONS, ORDERS, BasicBlock, Bottleneck, ResidualBlock, conv
-from sdnet.models.gates import check_choice
+from sdnet.models.checks import check_choice, check_drop_rate
 from sdnet.models.schedules import Constant, LinearDecay
-from sdnet.models.stochastic_depth import check_drop_rate
 
 STEMS = ("cifar", "imagenet")
 INITS = ("fan_in", "fan_out")

@@ -7,20 +7,10 @@ of depth. A schedule of your own is one such class and one file in `conf/schedul
 """
 
 from collections.abc import Sequence
-from numbers import Real
 
-from sdnet.models.stochastic_depth import check_drop_rate
+from sdnet.models.checks import check_choice, check_drop_rate, check_survival
 
 RULES = ("paper", "timm", "efficientnet")
-
-
-def check_survival(name: str, p: float) -> float:
-    """`p` as a float if it is a survival probability, 0 < p <= 1; else ValueError naming `name`."""
-    if isinstance(p, bool) or not isinstance(p, Real) or not 0.0 < p <= 1.0:
-        raise ValueError(
-            f"{name} must be a number with 0 < {name} <= 1 (a survival probability), got {p!r}"
-        )
-    return float(p)
 
 
 class LinearDecay:
@@ -36,9 +26,7 @@ class LinearDecay:
     def __init__(self, p_L: float = 0.5, p_0: float = 1.0, rule: str = "paper"):
         self.p_L = check_survival("p_L", p_L)
         self.p_0 = check_survival("p_0", p_0)
-        if rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
-        self.rule = rule
+        self.rule = check_choice("rule", rule, RULES)
 
     def __call__(self, stage_blocks: Sequence[int], progress: float = 1.0) -> list[float]:
         L = sum(stage_blocks)

@@ -5,23 +5,16 @@ surviving branches are divided by 1 - p in training (inverted scaling), so evalu
 A mask is applied to the branch after it was computed; `sdnet.models.blocks` skip the computation.
 """
 
-from numbers import Real
-
 from torch import Tensor, nn
+
+from sdnet.models.checks import check_choice, check_drop_rate
 
 MODES = ("row", "batch")
 
 
-def check_drop_rate(name: str, p: float) -> None:
-    """ValueError naming `name` unless `p` is a drop probability, 0 <= p < 1."""
-    if isinstance(p, bool) or not isinstance(p, Real) or not 0.0 <= p < 1.0:
-        raise ValueError(f"{name} must be a drop probability with 0 <= {name} < 1, got {p!r}")
-
-
 def _check(name: str, p: float, mode: str) -> None:
     check_drop_rate(name, p)
-    if mode not in MODES:
-        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    check_choice("mode", mode, MODES)
 
 
 def stochastic_depth(
