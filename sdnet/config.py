@@ -183,6 +183,7 @@ CHECKS = {
     "seed": _whole(0),
     "show": _BOOLEAN,
     "resume": _optional(_TEXT),
+    "retry_failed": _BOOLEAN,
     "model.name": _NAME,
     "dataset.name": _NAME,
     "dataset.root": _TEXT,

@@ -5,6 +5,7 @@ import os
 import platform
 from typing import Any
 
+import psutil
 import torch
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,19 @@ def configure(device: torch.device, precision: str, threads: int | None, determi
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports inductor
         torch.use_deterministic_algorithms(deterministic)
+
+
+class OtherLoad:
+    """Processor time that other processes of this machine take: with it timings differ."""
+
+    def start(self) -> float:
+        """Starts anew; returns the seconds since the last start, 0 at the first."""
+        times, own = psutil.cpu_times(), os.times()
+        busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
+        busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user
+        now = busy - own.user - own.system
+        before, self.now = getattr(self, "now", now), now
+        return max(now - before, 0.0)
 
 
 def has_bf16() -> bool:

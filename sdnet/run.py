@@ -39,6 +39,7 @@ NOT_RESULT = (
     "name",
     "show",
     "resume",
+    "retry_failed",
     "wandb",
     "model.name",
     "schedule.name",
@@ -56,8 +57,16 @@ def determines_result(key: str) -> bool:
     return not any(key == k or key.startswith(k + ".") for k in NOT_RESULT)
 
 
+def is_constant(schedule: dict[str, Any]) -> bool:
+    """Whether a configured schedule of ours is constant depth: every probability it takes is 1."""
+    probabilities = [value for key, value in schedule.items() if key.startswith("p_")]
+    return schedule["_target_"].startswith("sdnet.") and all(p == 1 for p in probabilities)
+
+
 def canonical(node: Any, key: str = "") -> Any:
     """The part of a configuration (or of the node at `key`) that determines the result."""
+    if key == "schedule" and is_constant(node):
+        return "constant"  # p_L = 1 is the baseline, whichever schedule said so
     if isinstance(node, dict):
         inner = {name: f"{key}.{name}" if key else name for name in node}
         return {n: canonical(node[n], inner[n]) for n in node if determines_result(inner[n])}
@@ -80,16 +89,18 @@ def identity(config: dict[str, Any]) -> str:
 def run_name(config: dict[str, Any]) -> str:
     """`<model>-<schedule>-pL<p_L>-s<seed>-<identity>`.
 
-    Constant depth is pL1; a schedule of one's own without a setting p_L has no such part.
+    Constant depth is constant-pL1, whichever schedule said so; a schedule of one's own without a
+    setting p_L has no such part.
     """
-    model, schedule = config["model"], config["schedule"]
-    parts = [_label(model), _label(schedule)]
-    default = 1.0 if schedule["_target_"].endswith(".Constant") else None
-    p_L = schedule.get("p_L", default)
-    if p_L is not None:
-        text = str(p_L)[:24].replace("/", "_")
-        parts.append(f"pL{float(text):.6g}" if _is_number(text) else f"pL{text}")
-    return "-".join([*parts, f"s{config['seed']}", identity(config)])
+    schedule = config["schedule"]
+    if is_constant(schedule):
+        parts = ["constant", "pL1"]
+    else:
+        parts = [_label(schedule)]
+        if schedule.get("p_L") is not None:
+            text = str(schedule["p_L"])[:24].replace("/", "_")
+            parts.append(f"pL{float(text):.6g}" if _is_number(text) else f"pL{text}")
+    return "-".join([_label(config["model"]), *parts, f"s{config['seed']}", identity(config)])
 
 
 def _label(group: dict[str, Any]) -> str:

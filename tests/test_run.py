@@ -66,11 +66,23 @@ def test_identity_does_not_depend_on_the_order_of_settings():
 
 def test_the_name_holds_model_schedule_p_L_seed_and_identity():
     assert run.run_name(CONFIG) == f"resnet20-linear_decay-pL0.5-s0-{run.identity(CONFIG)}"
-    constant = CONFIG | {"schedule": {"_target_": "x.Constant", "name": "constant"}}
-    assert run.run_name(constant).startswith("resnet20-constant-pL1-s0-")
     own = CONFIG | {"schedule": {"_target_": "mine.Square"}}
     assert run.run_name(own).startswith("resnet20-Square-s0-")
     assert "-pL0.3-" in run.run_name(changed("schedule.p_L", 0.1 + 0.2))
+
+
+def test_constant_depth_is_one_run_whichever_schedule_said_so():
+    ours = "sdnet.models.schedules."
+    same = [
+        {"_target_": f"{ours}Constant", "name": "constant"},
+        {"_target_": f"{ours}LinearDecay", "name": "linear_decay", "p_L": 1, "p_0": 1.0},
+        {"_target_": f"{ours}Uniform", "name": "uniform", "p_L": 1.0},
+    ]
+    (name,) = {run.run_name(CONFIG | {"schedule": schedule}) for schedule in same}
+    assert name.startswith("resnet20-constant-pL1-s0-")
+    other = CONFIG | {"schedule": same[1] | {"p_0": 0.9}}
+    assert run.run_name(other).startswith("resnet20-linear_decay-pL1-s0-")
+    assert run.identity(other) != name[-8:]
 
 
 def test_the_reported_row_is_the_latest_of_lowest_validation_error_never_of_lowest_test_error():

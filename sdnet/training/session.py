@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
 
 from sdnet import device as devices
 from sdnet import tracking
@@ -26,9 +27,13 @@ PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb")
 
 
 def provenance(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What it takes to repeat a run: command, commit, versions, machine, seed."""
+    """What it takes to repeat a run: command, commit, versions, machine, seed.
+
+    `overrides` are this run's own, whatever was swept: `python train.py <overrides>` repeats it.
+    """
     return {
         "command": shlex.join(["python", *sys.argv]),
+        "overrides": list(HydraConfig.get().overrides.task),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),

@@ -37,6 +37,7 @@ class Counters:
     active: int = 0  # blocks that were active, summed over all steps
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    other_seconds: float = 0.0  # processor time that other processes took meanwhile
     # since the last evaluation:
     images: int = 0
     interval_steps: int = 0
@@ -83,6 +84,7 @@ class Trainer:
             self.steps_per_epoch if self.settings["eval_unit"] == "epoch" else 1
         )
         self.counters = Counters()
+        self.load = devices.OtherLoad()
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
         self.lr = 0.0
         self.stop_requested = False
@@ -97,6 +99,7 @@ class Trainer:
             Diverged: the loss is not finite.
         """
         self.model.train()
+        self.load.start()
         for listener in self.listeners:
             listener.on_start(self)
         while self.counters.step < self.total_steps:
@@ -173,6 +176,7 @@ class Trainer:
                 loss, error = evaluate(self.model, self.loaders[part], precision)
             results |= {f"{prefix}_loss": loss, f"{prefix}_error": error}
         counters.eval_seconds += time.perf_counter() - start
+        counters.other_seconds += self.load.start()
         row = {
             "epoch": counters.step / self.steps_per_epoch,
             "step": counters.step,
@@ -243,6 +247,9 @@ class Trainer:
             "blocks": len(gated_modules(self.model)),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "peak_memory_bytes": peak,
+            "other_load": counters.other_seconds / (counters.train_seconds + counters.eval_seconds)
+            if rows
+            else None,
         }
 
 
