@@ -48,6 +48,10 @@ class RunError(CompactHydraException):
     """A run that ended badly for a reason that its message says."""
 
 
+class Busy(RunError):
+    """A run that another process works on."""
+
+
 def register_resolvers() -> None:
     """Makes `sdnet.run_name`, `sdnet.run_dir` and `sdnet.basename` known to OmegaConf."""
     resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": _basename}
@@ -342,24 +346,7 @@ def _with_group(group: str, node: dict, error: Exception) -> str:
     return f"{group}.{text}" if first in node else f"{group}: {text}"
 
 
-# -- the command line -----------------------------------------------------------------------------
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Calls a Hydra main so that a user's mistake ends in one message and exit status 1.
-
-    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
-    """
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on to us
-    try:
-        main()
-    except (CompactHydraException, OmegaConfBaseException) as error:
-        if full:
-            raise
-        sys.exit(f"error: {explain(error)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+# -- errors ---------------------------------------------------------------------------------------
 
 
 def explain(error: Exception) -> str:
@@ -382,3 +369,6 @@ def explain(error: Exception) -> str:
             where = f"in {prefix}" if prefix else "at the top"
             return f"{cause.full_key} is not a setting{hint} Known {where}: {', '.join(allowed)}"
     return text.partition("\nConfig search path")[0]
+
+
+register_resolvers()  # here, so that a launcher's worker processes know them too

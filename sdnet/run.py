@@ -6,6 +6,7 @@
     summary.json       status and result
     checkpoints/       last.pt, best.pt
     figures/  wandb/   train.log
+    lock               while a process works on the run
 
 Errors are percent, times seconds, sizes bytes. Files are written beside their place and renamed.
 """
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sdnet import lock
 
 COLUMNS = (
     "epoch",
@@ -157,6 +160,40 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         return (self.path / "config.yaml").is_file()
+
+    def check_identity(self, config: dict[str, Any]) -> None:
+        """Raises a ValueError where the folder holds a run of another configuration."""
+        if self.holds_run():
+            wanted = identity(config)
+            stored = {identity(self.config()), self.summary()["identity"]}
+            if stored != {wanted}:
+                raise ValueError(
+                    f"{self.path} holds another run: its identity is "
+                    f"{' and '.join(sorted(stored))}, not {wanted}. It is left as it is: move it "
+                    f"away, or give the sweep another name"
+                )
+
+    def lock(self) -> lock.Lock:
+        return lock.Lock(self.path / "lock")
+
+    def state(self) -> str:
+        """new (no run yet), running (by a living process), or how the run ended.
+
+        A run whose process vanished before it could say anything is interrupted.
+        """
+        if not self.holds_run():
+            return "new"
+        holder = lock.read_holder(self.path / "lock")
+        if holder is not None and lock.is_alive(self.path / "lock", holder):
+            return "running"
+        status = self.summary()["status"]
+        return "interrupted" if status == "running" else status
+
+    def restart(self) -> None:
+        """Forgets what was measured and learnt; configuration and provenance stay."""
+        (self.path / "metrics.csv").unlink(missing_ok=True)
+        for name in ("last", "best"):
+            self.checkpoint(name).unlink(missing_ok=True)
 
     # -- plain files ------------------------------------------------------------------------------
 

@@ -157,7 +157,7 @@ def test_a_run_ended_by_a_signal_resumes_to_the_same_result(train, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     finished_again = train(f"resume={relative}", "wandb.mode=disabled")
-    assert finished_again.returncode == 0 and "this run is completed" in finished_again.stdout
+    assert finished_again.returncode == 0 and "is completed: " in finished_again.stdout
     assert len(read_json(run / "provenance.json")["resumed"]) == 1
 
 

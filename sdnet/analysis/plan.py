@@ -5,10 +5,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sdnet.analysis.cost import network_cost
+from sdnet.analysis.cost import Cost, network_cost
 from sdnet.data.splits import Data
 from sdnet.models.resnet import ResNet
 from sdnet.run import run_name
+
+
+def expected_compute(cost: Cost, config: dict[str, Any]) -> float:
+    """The share of the network's multiply-adds expected in a training step's forward pass."""
+    if config["model"]["granularity"] != "batch":
+        return 1.0  # masks save nothing
+    return cost.expected_macs / cost.macs
 
 
 def show_plan(console: Console, config: dict[str, Any], data: Data, model: ResNet) -> None:
@@ -41,7 +48,7 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: ResNe
     held_out = len(data.validation) if data.validation is not None else 0
     lines = {
         "expected depth": f"{cost.expected_blocks:.2f} of {len(cost.blocks)} blocks active",
-        "expected compute": f"{cost.expected_macs / cost.macs:.1%} of {cost.macs:,} multiply-adds "
+        "expected compute": f"{expected_compute(cost, config):.1%} of {cost.macs:,} multiply-adds "
         "per image (forward, closed branches skipped)"
         if config["model"]["granularity"] == "batch"
         else f"100 % of {cost.macs:,} multiply-adds per image: masks save nothing",

@@ -39,7 +39,10 @@ class ConsoleHandler(logging.Handler):
 def set_up() -> Console:
     """The console of this process, to which the project's log goes from now on."""
     console = Console()
-    log.setLevel(logging.INFO)
+    if not console.is_terminal:
+        console = Console(width=160)  # a table in a file or a pipe is not to be cut at 80
+    log.setLevel(logging.DEBUG)  # train.log has more than the console
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells all about figures in PDF
     log.propagate = False  # Hydra's own handler would print every line once more
     log.handlers = [ConsoleHandler(console)]
     return console

@@ -8,26 +8,45 @@ import signal
 import subprocess
 import sys
 import uuid
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
 
 from sdnet import device as devices
 from sdnet import tracking
+from sdnet.config import Busy, RunError
+from sdnet.lock import Lock, Locked
 from sdnet.run import RunFolder, run_name
 from sdnet.training.console import ConsoleListener, result_lines
-from sdnet.training.trainer import Diverged, Interrupted, Trainer
+from sdnet.training.trainer import Diverged, Interrupted, Listener, Trainer
 
 log = logging.getLogger("sdnet")
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb")
 
 
-def provenance(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What it takes to repeat a run: command, commit, versions, machine, seed.
+class LockLost(Exception):
+    """Another process took the run over, believing this one dead."""
+
+
+class Guard(Listener):
+    """Ends a run whose lock was taken over while this process was suspended."""
+
+    def __init__(self, lock: Lock):
+        self.lock = lock
+
+    def on_step(self, trainer: Trainer) -> None:
+        if self.lock.lost:
+            raise LockLost(f"{trainer.run.path} was taken over by another process")
+
+
+def provenance(config: dict[str, Any]) -> dict[str, Any]:
+    """What it takes to repeat a run: command, commit, versions, seed.
 
     `overrides` are this run's own, whatever was swept: `python train.py <overrides>` repeats it.
     """
@@ -39,35 +58,57 @@ def provenance(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
         "git_dirty": bool(_git("status", "--porcelain")),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
-        **devices.describe(device),
+        "host": platform.node(),
         "seed": config["seed"],
     }
 
 
-def is_completed(config: dict[str, Any]) -> bool:
-    """Whether the run to resume has nothing left to do; then its result is shown once more."""
-    run = RunFolder(config["resume"])
-    summary = run.summary()
-    if summary["status"] != "completed":
-        return False
-    log.info("this run is completed:")
-    for line in result_lines(config, summary, str(run.path)):
-        log.info(line)
-    return True
-
-
-def begin(run: RunFolder, config: dict[str, Any], device: torch.device) -> None:
-    """Makes the folder of a new run; a resumed one's provenance lists each time that happened.
-
-    Raises:
-        FileExistsError: the folder of a new run holds a run already.
-    """
-    origin = provenance(config, device)
-    if config["resume"] is None:
-        run.create(config, origin | {"wandb_id": uuid.uuid4().hex[:8]})
-    else:
+def begin(run: RunFolder, config: dict[str, Any]) -> None:
+    """Makes the folder of a new run; a resumed one's provenance lists each time that happened."""
+    origin = provenance(config)
+    if run.holds_run():
+        if run.state() == "diverged":
+            run.restart()  # its last checkpoint may hold the seed of it
         known = run.provenance()
         run.write_provenance(known | {"resumed": [*known.get("resumed", []), origin]})
+        run.set_status("running")
+    else:
+        run.create(config, origin | {"wandb_id": uuid.uuid4().hex[:8]})
+
+
+def note_device(run: RunFolder, device: torch.device) -> None:
+    """Adds to the provenance of this process's work what its timings depend on."""
+    known = run.provenance()
+    (known["resumed"][-1] if "resumed" in known else known).update(devices.describe(device))
+    run.write_provenance(known)
+
+
+def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a run in which nothing is left to do, which is told; None where there is.
+
+    Raises:
+        RunError: the folder holds another run, or one that failed or diverged and is not to be
+            tried again.
+    """
+    try:
+        run.check_identity(config)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    state = run.state()
+    resumed = config["resume"] is not None
+    if state in ("failed", "diverged") and not (resumed or config["retry_failed"]):
+        raise RunError(
+            f"{run.path} {state} before ({run.summary().get('reason')}); retry_failed=true tries "
+            f"it again"
+        )
+    if state != "completed":
+        return None
+    summary = run.summary()
+    log.info("%s is completed: %.2f %% test error", run.path, summary["test_error"])
+    if resumed:
+        for line in result_lines(config, summary, str(run.path)):
+            log.info(line)
+    return summary
 
 
 def _git(*arguments: str) -> str | None:
@@ -81,45 +122,89 @@ def _git(*arguments: str) -> str | None:
 
 
 def train(
-    trainer: Trainer, run: RunFolder, config: dict[str, Any], wandb_mode: str, console
-) -> None:
-    """Trains to the end; whatever happens, the run folder says so.
+    make_trainer: Callable[[], Trainer],
+    run: RunFolder,
+    config: dict[str, Any],
+    wandb_mode: str,
+    console: Console,
+) -> dict[str, Any]:
+    """Trains a new or unfinished run to its end, and returns its summary.
+
+    Whatever happens, the run folder says so: from the first moment on it holds the configuration
+    and a status, and while this process works on it, its lock.
 
     Raises:
+        Busy: another process works on the run.
+        RunError: the run failed or diverged, now or before.
         Interrupted: asked to stop by Ctrl-C or SIGTERM; the state is saved.
-        Diverged: the loss is not finite.
     """
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = run.lock()
+    try:
+        lock.acquire()
+    except Locked as error:
+        raise Busy(f"{run.path} {error}") from error
+    with closing(lock):
+        summary = finished(run, config)
+        if summary is not None:  # another process was faster
+            return summary
+        begin(run, config)
+        with _log_file(run), ConsoleListener(console) as shown:
+            summary = _train(make_trainer, run, config, wandb_mode, (Guard(lock), shown))
+            for line in result_lines(config, summary, str(run.path)):
+                log.info(line)
+    return summary
+
+
+def _train(
+    make_trainer: Callable[[], Trainer],
+    run: RunFolder,
+    config: dict[str, Any],
+    wandb_mode: str,
+    listeners: tuple[Listener, ...],
+) -> dict[str, Any]:
     name, run_id = run_name(config), run.provenance()["wandb_id"]
-    with _log_file(run), ConsoleListener(console) as shown:
-        trainer.listeners = (shown,)
-        tracker = None
-        run.set_status("running")
-        status, reason = "completed", None
-        try:
-            if wandb_mode != "disabled":
-                tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id)
-                trainer.listeners += (tracker,)
-            with _stop_on_signal(trainer):
-                trainer.fit()
-        except (Interrupted, KeyboardInterrupt) as error:
-            status, reason = "interrupted", str(error) or "stopped before its state was saved"
-            raise
-        except Diverged as error:
+    trainer = tracker = None
+    status, reason = "completed", None
+    try:
+        if wandb_mode != "disabled":
+            tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id)
+        trainer = make_trainer()
+        note_device(run, trainer.device)
+        trainer.resume()
+        trainer.listeners = (*listeners, tracker) if tracker else listeners
+        with _stop_on_signal(trainer):
+            trainer.fit()
+    except LockLost:
+        status = None
+        raise
+    except (Interrupted, KeyboardInterrupt) as error:
+        status, reason = "interrupted", str(error) or "stopped before its state was saved"
+        raise
+    except Exception as error:
+        status, reason = "failed", f"{type(error).__name__}: {error}"
+        if isinstance(error, Diverged):
             status, reason = "diverged", str(error)
-            raise
-        except BaseException as error:
-            status, reason = "failed", f"{type(error).__name__}: {error}"
-            log.exception("the run failed")
-            raise
-        finally:
-            head = {"status": status} | ({} if reason is None else {"reason": reason})
-            summary = head | trainer.result() | {"identity": run.summary()["identity"]}
-            run.write_summary(summary)  # first: nothing that follows may cost the result
-            figures = _figures(trainer, run, name, summary)
+        log.debug("the run %s", status, exc_info=True)  # the traceback, to train.log alone
+        raise RunError(f"{run.path} {status}: {reason}") from error
+    finally:
+        if status is not None:  # nothing is written into a folder that another process has
+            summary = _conclude(run, trainer, status, reason)
+            figures = _figures(trainer, run, name, summary) if trainer else []
             if tracker is not None:
                 tracker.finish(summary, figures)
-        for line in result_lines(config, summary, str(run.path)):
-            log.info(line)
+    return summary
+
+
+def _conclude(
+    run: RunFolder, trainer: Trainer | None, status: str, reason: str | None
+) -> dict[str, Any]:
+    """Writes the summary: first of all that follows, nothing of which may cost the result."""
+    head = {"status": status} | ({} if reason is None else {"reason": reason})
+    before = {k: v for k, v in run.summary().items() if k not in ("status", "reason")}
+    summary = head | before | (trainer.result() if trainer else {})
+    run.write_summary(summary)
+    return summary
 
 
 def _figures(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, Any]) -> list[Path]:

@@ -1,0 +1,56 @@
+"""`python -m sdnet report <folders>`: what looks at runs that are done."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from sdnet.analysis.report import ReportError, write_report  # pandas and matplotlib: slow
+
+    try:
+        report = write_report(arguments.folders, arguments.out, arguments.baseline, arguments.paper)
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0 if report is not None else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m sdnet", description=__doc__)
+    commands = parser.add_subparsers(title="commands")
+    report = commands.add_parser(
+        "report",
+        help="table and figures over the runs in some folders",
+        description="Prints and writes a table (report.csv, report.md) and figures over all "
+        "completed runs below the folders; other runs are listed with the reason.",
+    )
+    report.add_argument("folders", nargs="+", type=Path, help="searched for runs, e.g. multirun")
+    report.add_argument(
+        "--baseline",
+        metavar="SPEC",
+        help="compare with the row of this id, or with the row that has key=value and is equal in "
+        "everything else, e.g. schedule.p_L=0.8, model.depth=20, schedule=uniform; "
+        "default: schedule=constant",
+    )
+    report.add_argument("--paper", action="store_true", help="show the paper's results as well")
+    report.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: report/ in the first folder"
+    )
+    report.set_defaults(command=_report)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    if "command" not in parsed:
+        parser.print_help()
+        return 0
+    return parsed.command(parsed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The command `python train.py`: its errors and its exit status."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.errors import CompactHydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from sdnet import config as configs
+from sdnet import sweep
+
+
+def run_command(main: Callable[[], Any]) -> None:
+    """Calls a Hydra main so that a user's mistake ends in one message and exit status 1.
+
+    With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on to us
+    sweep.Callback.task = staticmethod(main.__wrapped__)
+    try:
+        try:
+            main()
+        except sweep.Ended as ended:
+            if ended.__cause__ is not None:
+                raise ended.__cause__ from None
+            sys.exit(ended.status)
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        if full:
+            raise
+        sys.exit(f"error: {configs.explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        if sweep.Callback.folder is not None:
+            sweep.conclude_folder(sweep.Callback.folder)

@@ -1,0 +1,359 @@
+"""Sweeps: `python train.py -m ...` plans every run before the first begins, and runs what is left.
+
+Hydra composes the points and its launchers run them; which of them still have something to do is
+read from the run folders, so that the same command, given again, continues a sweep, and one that
+overlaps with it shares its runs. Optuna and other sweepers, which choose their points as they go,
+keep the lead; here the ends of their ranges are checked.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
+from hydra.errors import CompactHydraException
+from hydra.experimental.callback import Callback as HydraCallback
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sdnet import config as configs
+from sdnet import run as runs
+
+log = logging.getLogger("sdnet")
+UNFINISHED = ("new", "interrupted")
+
+
+class Ended(BaseException):
+    """The sweep is over. Not an Exception: Hydra would turn one in a callback into a warning."""
+
+    def __init__(self, status: int | str):
+        self.status = status
+
+
+@dataclass
+class Point:
+    """One run of a sweep: what to type for it, what it means, where it goes, what is there."""
+
+    overrides: list[str]
+    label: str
+    config: dict[str, Any]
+    run: runs.RunFolder
+    state: str
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
+
+    def is_left(self) -> bool:
+        """Whether this process has it to do."""
+        failed = self.state in ("failed", "diverged") and self.config["retry_failed"]
+        return self.state in UNFINISHED or failed
+
+
+class Callback(HydraCallback):
+    """Called by Hydra when a multirun starts; see `hydra.callbacks` in conf/config.yaml."""
+
+    task: TaskFunction | None = None  # what is to be called for each run
+    folder: Path | None = None  # of a sweep that another sweeper than Hydra's own carries out
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            status = run_sweep(config, self.task)
+        except Exception as error:
+            raise Ended(1) from error
+        if status is not None:
+            raise Ended(status)
+        type(self).folder = Path(config.hydra.sweep.dir)
+
+
+def run_sweep(config: DictConfig, task: TaskFunction) -> int | None:
+    """Plans and runs a sweep; returns the exit status, or None where Hydra's sweeper goes on."""
+    from sdnet.training import console as consoles
+
+    console = consoles.set_up()
+    points = plan(config)
+    check(points, local="submitit" not in config.hydra.launcher._target_)
+    if config.show:
+        show(console, points)
+        return 0
+    announce(points)
+    if not _is_basic(config):
+        return None
+    left = [point for point in points if point.is_left()]
+    failed = launch(config, left, task) if left else 0
+    consoles.set_up()  # the launcher configured logging anew
+    return max(failed, conclude([point.run for point in points], console))
+
+
+def _is_basic(config: DictConfig) -> bool:
+    return config.hydra.sweeper._target_.endswith(".BasicSweeper")
+
+
+# -- before the first run -------------------------------------------------------------------------
+
+
+def plan(config: DictConfig) -> list[Point]:
+    """The points of a sweep, each run once, with the state of its folder.
+
+    Raises:
+        ConfigError: a point that is no valid configuration, with its overrides; or whose folder
+            holds another run.
+    """
+    points = {}
+    every = _expand(config)
+    common = set(every[0]).intersection(*every)
+    for number, overrides in enumerate(every):
+        own = " ".join(override for override in overrides if override not in common)
+        label = f"run {number + 1} of {len(every)} ({own})"
+        with _errors_in(label):
+            point = _compose(config, overrides, number, label)
+        points.setdefault(point.run.path, point)
+    return list(points.values())
+
+
+def _expand(config: DictConfig) -> list[list[str]]:
+    """The overrides of each point; for a sweeper of ranges, those of the ranges' ends."""
+    loader = GlobalHydra.instance().config_loader()
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
+    if _is_basic(config):
+        return BasicSweeper.split_arguments(overrides, None)[0]
+    latest = {override.get_key_element(): override for override in overrides}
+    values = [_ends(override) for override in latest.values()]
+    first = [options[0] for options in values]
+    points = [first]
+    for i, options in enumerate(values):
+        points += [[*first[:i], option, *first[i + 1 :]] for option in options[1:]]
+    return points
+
+
+def _ends(override: Override) -> list[str]:
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}", f"{key}={value.end}"]
+    return [f"{key}={text}" for text in override.sweep_string_iterator()]
+
+
+def _compose(config: DictConfig, overrides: list[str], number: int, label: str) -> Point:
+    composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    with open_dict(composed):
+        composed.hydra.job.id = composed.hydra.job.num = number
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(composed)  # for ${hydra:...} in the folder's name
+    try:
+        plain = configs.resolve(composed)
+        folder = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = before
+    if plain["resume"] is not None:
+        raise configs.ConfigError(
+            "resume= continues a single run; a sweep continues by itself, leave it out"
+        )
+    run = runs.RunFolder(folder)
+    try:
+        run.check_identity(plain)
+    except ValueError as error:
+        raise configs.ConfigError(str(error)) from error
+    return Point(overrides, label, plain, run, run.state())
+
+
+@contextmanager
+def _errors_in(label: str):
+    """Says in which run of the sweep a mistake was found."""
+    try:
+        yield
+    except (CompactHydraException, OmegaConfBaseException) as error:
+        raise configs.ConfigError(f"in {label}: {configs.explain(error)}") from error
+
+
+def check(points: list[Point], local: bool) -> None:
+    """Builds what the runs that are left will build, the network on the meta device.
+
+    Args:
+        local: whether the runs will be computed on this machine, with its devices.
+
+    Raises:
+        ConfigError: the first mistake, and the run in which it is.
+    """
+    from sdnet import build, tracking
+
+    seen = _Once()
+    for point in points:
+        if not point.is_left():
+            continue
+        config = point.config
+        with _errors_in(point.label):
+            if local:
+                seen.call(build.build_device, config, ("trainer",))
+            model = _network(config, seen)
+            seen.call(build.build_optimization, config, ("optimizer", "lr_schedule"), model)
+            with configs.errors_of(config, "wandb"):
+                tracking.resolve_mode(config["wandb"]["mode"])
+
+
+class _Once:
+    """Calls a function of a configuration once for equal settings of the groups that it reads."""
+
+    def __init__(self):
+        self.results = {}
+
+    def call(self, function: Callable, config: dict[str, Any], groups: tuple[str, ...], *args):
+        key = function.__name__ + json.dumps([config[g] for g in groups], sort_keys=True)
+        if key not in self.results:
+            self.results[key] = function(config, *args)
+        return self.results[key]
+
+
+def _network(config: dict[str, Any], seen: _Once):
+    """The network of a run on the meta device: shapes without values."""
+    _, image_shape, classes = seen.call(_facts, config, ("dataset",))
+
+    def network(config):
+        from sdnet import build
+
+        with torch.device("meta"):
+            return build.build_model(config, classes, image_shape[0])
+
+    return seen.call(network, config, ("dataset", "model", "schedule"))
+
+
+def _facts(config: dict[str, Any]) -> tuple[int, tuple[int, int, int], int]:
+    """Training images, (C, H, W) of one, and classes of a data set, which is loaded for it."""
+    from sdnet import build
+
+    data = build.build_data(config)
+    return len(data.train), data.image_shape, len(data.classes)
+
+
+def show(console: Console, points: list[Point]) -> None:
+    """Prints the list of runs: name, state, expected depth and compute."""
+    from sdnet.analysis.cost import network_cost
+    from sdnet.analysis.plan import expected_compute
+
+    def cost(config, model):
+        return network_cost(model, seen.call(_facts, config, ("dataset",))[1])
+
+    seen = _Once()
+    table = Table("run", "state", "expected depth", "expected compute", box=box.SIMPLE)
+    for point in points:
+        model = _network(point.config, seen)
+        costs = seen.call(cost, point.config, ("dataset", "model", "schedule"), model)
+        share = expected_compute(costs, point.config)
+        depth = f"{costs.expected_blocks:.2f} of {len(costs.blocks)}"
+        table.add_row(point.name, _describe(point), depth, f"{share:.1%}")
+    console.print(table, soft_wrap=True)
+    console.print(_count(points), soft_wrap=True)
+
+
+def _describe(point: Point) -> str:
+    rows = point.run.rows()
+    reached = f"after epoch {rows[-1]['epoch']:g}" if rows else "from the start"
+    return {
+        "new": "to run",
+        "interrupted": f"to resume {reached}",
+        "completed": "done",
+        "running": "running in another process",
+    }.get(point.state) or (
+        f"{point.state}: to try again" if point.is_left() else f"{point.state} (retry_failed=true)"
+    )
+
+
+def _count(points: list[Point]) -> str:
+    folders = sorted({str(point.run.path.parent) for point in points})
+    names = {"completed": "done", "interrupted": "to resume", "new": "to run"}
+    counts = Counter(names.get(point.state, point.state) for point in points)
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"sweep {' '.join(folders)}: {len(points)} runs: {parts}"
+
+
+# -- the runs -------------------------------------------------------------------------------------
+
+
+def announce(points: list[Point]) -> None:
+    """A line for the sweep, and one for each run that will not be started."""
+    log.info(_count(points))
+    for point in points:
+        if point.state == "completed":
+            error = point.run.summary()["test_error"]
+            log.info("done: %s, %.2f %% test error", point.name, error)
+        elif not point.is_left():
+            log.info("left out: %s: %s", point.name, _describe(point))
+
+
+def launch(config: DictConfig, points: list[Point], task: TaskFunction) -> int:
+    """Runs the points on Hydra's launcher; returns 1 where one failed outside its run folder."""
+    loader = GlobalHydra.instance().config_loader()
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
+        task_function=task,
+        config=config,
+    )
+    try:
+        results = launcher.launch([point.overrides for point in points], initial_job_idx=0)
+    except Exception as error:  # e.g. a cluster killed a job
+        log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+        return 1
+    status = 0
+    for point, result in zip(points, results, strict=True):
+        error = result._return_value if result.status == JobStatus.FAILED else None
+        if error is not None and not isinstance(error, configs.RunError):
+            log.error("%s: %s: %s", point.run.path, type(error).__name__, configs.explain(error))
+            status = 1
+    return status
+
+
+def conclude(folders: list[runs.RunFolder], console: Console) -> int:
+    """Names the runs that are not completed and writes the report; returns the exit status."""
+    from sdnet.analysis.report import ReportError, write_report
+
+    status = 0
+    for run in folders:
+        state = run.state()
+        if state == "completed":
+            continue
+        if state == "running":
+            log.info("left to another process: %s", run.path)
+            continue
+        status = 1
+        reason = run.summary().get("reason") if state != "new" else None
+        log.error(
+            "%s: %s%s",
+            "not run" if state == "new" else state,
+            run.path,
+            f": {reason}" if reason else "",
+        )
+    for folder in sorted({run.path.parent for run in folders}):
+        try:
+            write_report([folder], console=console)
+        except ReportError as error:  # no run is completed
+            log.error("no report: %s", error)
+    return status
+
+
+def conclude_folder(folder: Path) -> int:
+    """`conclude` for every run in a folder, where a sweeper has chosen the points as it went."""
+    from sdnet.training import console as consoles
+
+    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    return conclude([runs.RunFolder(path) for path in found], consoles.set_up())
