@@ -7,11 +7,14 @@ from pathlib import Path
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from sdnet.analysis.report import ReportError, write_report  # pandas and matplotlib: slow
+    from sdnet import tracking
+    from sdnet.analysis.report import write_report  # pandas and matplotlib: slow
 
     try:
         report = write_report(arguments.folders, arguments.out, arguments.baseline, arguments.paper)
-    except ReportError as error:
+        if report is not None:
+            tracking.log_report(report, arguments.wandb)
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0 if report is not None else 1
@@ -37,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--paper", action="store_true", help="show the paper's results as well")
     report.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: report/ in the first folder"
+    )
+    report.add_argument(
+        "--wandb",
+        choices=("auto", "online", "offline", "disabled"),
+        help="log table and figures to W&B; default: as the runs were",
     )
     report.set_defaults(command=_report)
     return parser

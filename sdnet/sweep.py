@@ -325,6 +325,7 @@ def launch(config: DictConfig, points: list[Point], task: TaskFunction) -> int:
 
 def conclude(folders: list[runs.RunFolder], console: Console) -> int:
     """Names the runs that are not completed and writes the report; returns the exit status."""
+    from sdnet import tracking
     from sdnet.analysis.report import ReportError, write_report
 
     status = 0
@@ -345,7 +346,9 @@ def conclude(folders: list[runs.RunFolder], console: Console) -> int:
         )
     for folder in sorted({run.path.parent for run in folders}):
         try:
-            write_report([folder], console=console)
+            report = write_report([folder], console=console)
+            if report is not None:
+                tracking.log_report(report)
         except ReportError as error:  # no run is completed
             log.error("no report: %s", error)
     return status

@@ -3,16 +3,22 @@
 Nothing here prompts, and a server that cannot be reached never stops a run.
 """
 
+import hashlib
+import json
 import logging
 import netrc
 import os
+import shutil
 import socket
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sdnet.training.trainer import Listener, Trainer
+
+if TYPE_CHECKING:
+    from sdnet.analysis.report import Report
 
 log = logging.getLogger(__name__)
 INTERVAL = "interval/active_blocks"  # mean since the last measurement, on an axis of steps
@@ -60,6 +66,64 @@ def resolve_mode(mode: str) -> str:
     return "online"
 
 
+def start_run(settings: dict[str, Any], mode: str, folder: Path, run_id: str, **arguments: Any):
+    """Begins a W&B run, or continues the one of that id; offline where the server does not answer.
+
+    Args:
+        settings: the configuration's `wandb`.
+        mode: what `resolve_mode` gave, not `disabled`.
+        folder: W&B's files go to `wandb/` in it.
+        arguments: more for `wandb.init`.
+    """
+    import wandb
+
+    arguments |= {
+        "project": settings["project"],
+        "entity": settings["entity"],
+        "group": settings["group"],
+        "tags": settings["tags"],
+        "dir": folder,
+        "id": run_id,
+        "reinit": "finish_previous",
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=15),
+    }
+    try:
+        return wandb.init(mode=mode, resume="allow" if mode == "online" else None, **arguments)
+    except wandb.errors.Error as error:  # no answer in time, a key that is refused, ...
+        log.warning("W&B cannot be used (%s): this run is offline", error)
+        wandb.teardown()
+        return wandb.init(mode="offline", **arguments)
+
+
+def log_report(report: "Report", mode: str | None = None) -> None:
+    """Logs a report's table and figures as a run of job type `report` in its runs' group.
+
+    Reports on the same group share one W&B run, which then shows the latest.
+
+    Args:
+        mode: as `wandb.mode`; None: that of the report's runs.
+
+    Raises:
+        ValueError: `online` without credentials.
+    """
+    settings = report.runs[0].config["wandb"]
+    mode = resolve_mode(mode or settings["mode"])
+    if mode == "disabled":
+        return
+    import wandb
+
+    place = json.dumps([settings[key] for key in ("entity", "project", "group")])
+    run_id = hashlib.blake2b(place.encode(), digest_size=4).hexdigest()
+    name = f"report-{settings['group']}"
+    for earlier in (report.out / "wandb").glob(f"offline-run-*-{run_id}*"):
+        shutil.rmtree(earlier)  # never uploaded, and superseded by what follows
+    with start_run(settings, mode, report.out, run_id, name=name, job_type="report") as run:
+        table = report.table.astype(object).where(report.table.notna(), None)
+        run.log({"report": wandb.Table(dataframe=table, allow_mixed_types=True)})
+        run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in report.figures})
+        run.summary.update({"runs": len(report.runs), "left_out": len(report.left_out)})
+
+
 class WandbListener(Listener):
     """Logs a run to W&B; `mode` is what `resolve_mode` gave, not `disabled`.
 
@@ -70,29 +134,16 @@ class WandbListener(Listener):
     """
 
     def __init__(self, config: dict[str, Any], mode: str, folder: Path, name: str, run_id: str):
-        import wandb
-
         settings = config["wandb"]
-        arguments = {
-            "project": settings["project"],
-            "entity": settings["entity"],
-            "group": settings["group"],
-            "name": settings["name"] or name,
-            "tags": settings["tags"],
-            "job_type": "train",
-            "config": config,
-            "dir": folder,
-            "id": run_id,
-            "resume": "allow" if mode == "online" else None,
-            "reinit": "finish_previous",
-            "settings": wandb.Settings(silent=True, console="off", init_timeout=15),
-        }
-        try:
-            self.run = wandb.init(mode=mode, **arguments)
-        except wandb.errors.Error as error:  # no answer in time, a key that is refused, ...
-            log.warning("W&B cannot be used (%s): this run is offline", error)
-            wandb.teardown()
-            self.run = wandb.init(mode="offline", **arguments | {"resume": None})
+        self.run = start_run(
+            settings,
+            mode,
+            folder,
+            run_id,
+            name=settings["name"] or name,
+            job_type="train",
+            config=config,
+        )
         self.run.define_metric("*", step_metric="epoch")
         self.run.define_metric(INTERVAL, step_metric="step")
         self.log_every = config["trainer"]["log_every"]

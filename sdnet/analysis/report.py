@@ -10,6 +10,7 @@ Errors are percent, times seconds; savings and intervals are said in `_notes`.
 import io
 import shlex
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -336,18 +337,30 @@ def _print_left_out(console: Console, left_out: Sequence[LeftOut]) -> None:
 
 
 def _print_table(console: Console, title: str, printed: Sequence[dict[str, str]]) -> None:
-    """On a terminal cells are folded to its width; elsewhere the table is as wide as it needs."""
-    table = Table(title=Text(title), title_justify="left")
-    for name in printed[0]:
-        table.add_column(Text(name), overflow="fold")
-    for row in printed:
-        table.add_row(*map(Text, row.values()))
-    if console.is_terminal:
-        console.print(table)
-        return
-    wide = Console(file=io.StringIO(), width=100_000)
-    wide.print(table)
-    _print(console, *(line.rstrip() for line in wide.file.getvalue().splitlines()))
+    """On a terminal as many tables below each other as its width asks for, each with the ids;
+    elsewhere one, as wide as it needs."""
+    first, *others = printed[0]
+    words = {name: max(map(len, name.split())) for name in printed[0]}
+    widths = {name: max(words[name], *(len(row[name]) for row in printed)) for name in words}
+    tables = [[first]]
+    for name in others:
+        width = 1 + sum(widths[column] + 3 for column in (*tables[-1], name))
+        if console.is_terminal and width > console.width and len(tables[-1]) > 1:
+            tables.append([first])
+        tables[-1].append(name)
+    _print(console, title)
+    for columns in tables:
+        table = Table()
+        for name in columns:
+            table.add_column(Text(textwrap.fill(name, widths[name])), overflow="fold")
+        for row in printed:
+            table.add_row(*(Text(row[name]) for name in columns))
+        if console.is_terminal:
+            console.print(table)
+        else:
+            wide = Console(file=io.StringIO(), width=100_000)
+            wide.print(table)
+            _print(console, wide.file.getvalue().rstrip())
 
 
 def write_report(
