@@ -36,8 +36,7 @@ def show(config: dict[str, Any]) -> None:
 
 def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
     """Trains in a new or a resumed run folder; returns the lowest validation error in percent."""
-    from sdnet import tracking
-    from sdnet.build import build_trainer
+    from sdnet import build
     from sdnet.training import console as consoles
     from sdnet.training import session
     from sdnet.training.trainer import Interrupted
@@ -47,9 +46,8 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
     summary = session.finished(run, config)
     if summary is not None:
         return summary["val_error"]
-    with configs.errors_of(config, "wandb"):
-        wandb_mode = tracking.resolve_mode(config["wandb"]["mode"])
-    make_trainer = partial(build_trainer, config, run)
+    wandb_mode = build.build_wandb_mode(config)
+    make_trainer = partial(build.build_trainer, config, run)
     if not in_sweep:  # a sweep was checked before it began; what fails now belongs on record
         trainer = make_trainer()
         make_trainer = lambda: trainer  # noqa: E731
@@ -57,6 +55,7 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
         return session.train(make_trainer, run, config, wandb_mode, console)["val_error"]
     except Interrupted as error:
         print(f"{error}; to continue: python train.py resume={run.path}")
+        session.hand_over(error)
         raise KeyboardInterrupt from error
 
 

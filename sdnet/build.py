@@ -37,6 +37,14 @@ def build_device(config: dict[str, Any]):
     return device
 
 
+def build_wandb_mode(config: dict[str, Any]) -> str:
+    """online, offline or disabled: what `wandb.mode` comes to on this machine."""
+    from sdnet import tracking
+
+    with configs.errors_of(config, "wandb"):
+        return tracking.resolve_mode(config["wandb"]["mode"])
+
+
 def build_optimization(config: dict[str, Any], model):
     """The optimizer of the model's parameters, and the learning-rate schedule."""
     optimizer = configs.instantiate(config, "optimizer", model.parameters())

@@ -19,20 +19,30 @@ def run_command(main: Callable[[], Any]) -> None:
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on to us
+    configs.register_presets()
     sweep.Callback.task = staticmethod(main.__wrapped__)
     try:
-        try:
-            main()
-        except sweep.Ended as ended:
-            if ended.__cause__ is not None:
-                raise ended.__cause__ from None
-            sys.exit(ended.status)
+        status = _status_of(main)
     except (CompactHydraException, OmegaConfBaseException) as error:
         if full:
             raise
-        sys.exit(f"error: {configs.explain(error)}")
+        status = f"error: {configs.explain(error)}"
     except KeyboardInterrupt:
-        sys.exit(130)
-    finally:
-        if sweep.Callback.folder is not None:
-            sweep.conclude_folder(sweep.Callback.folder)
+        status = 130
+    except Exception as error:
+        if full or sweep.Callback.folder is None:
+            raise
+        status = f"error: the sweeper gave up: {error}"  # e.g. optuna, when every trial failed
+    if sweep.Callback.folder is not None and status != 130:
+        status = sweep.conclude_folder(sweep.Callback.folder) or status
+    sys.exit(status)
+
+
+def _status_of(main: Callable[[], Any]) -> int:
+    try:
+        main()
+    except sweep.Ended as ended:
+        if ended.__cause__ is not None:
+            raise ended.__cause__ from None
+        return ended.status
+    return 0

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -57,6 +59,28 @@ def register_resolvers() -> None:
     resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": _basename}
     for name, function in resolvers.items():
         OmegaConf.register_new_resolver(f"sdnet.{name}", function, replace=True)
+
+
+# Plugins for which conf/hydra has settings of ours, under the plugins' own names.
+PLUGINS = {
+    "launcher": ("joblib", "submitit_local", "submitit_slurm"),
+    "sweeper": ("optuna",),
+}
+
+
+def register_presets() -> None:
+    """Lets `conf/hydra/launcher/joblib.yaml` extend the plugin's settings instead of clashing.
+
+    Hydra matches a file with a registered configuration of the same name: a warning at best, an
+    error for optuna's. So what a plugin registered gets another name, `joblib_plugin`.
+    """
+    Plugins.instance()  # finds the plugins, which register themselves
+    registered = ConfigStore.instance().repo.get("hydra", {})
+    for group, names in PLUGINS.items():
+        nodes = registered.get(group, {})
+        for name in names:
+            if f"{name}.yaml" in nodes:
+                nodes[f"{name}_plugin.yaml"] = nodes.pop(f"{name}.yaml")
 
 
 def _basename(path: str) -> str:
@@ -368,6 +392,12 @@ def explain(error: Exception) -> str:
             hint = f"; did you mean {close[0]}?" if close else "."
             where = f"in {prefix}" if prefix else "at the top"
             return f"{cause.full_key} is not a setting{hint} Known {where}: {', '.join(allowed)}"
+    plugin = re.search(r"Could not find 'hydra/(\w+)/(\w+)_plugin'", text)
+    if plugin:
+        return (
+            f"hydra/{plugin[1]}={plugin[2]} needs a plugin that is not installed: "
+            "pip install -r requirements-extras.txt"
+        )
     return text.partition("\nConfig search path")[0]
 
 

@@ -8,6 +8,7 @@ keep the lead; here the ends of their ranges are checked.
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -93,9 +94,9 @@ def run_sweep(config: DictConfig, task: TaskFunction) -> int | None:
     if config.show:
         show(console, points)
         return 0
-    announce(points)
     if not _is_basic(config):
         return None
+    announce(points)
     left = [point for point in points if point.is_left()]
     failed = launch(config, left, task) if left else 0
     consoles.set_up()  # the launcher configured logging anew
@@ -134,6 +135,9 @@ def _expand(config: DictConfig) -> list[list[str]]:
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
+    for override in overrides:
+        if override.get_key_element() == "sweep" and override.is_sweep_override():
+            raise configs.ConfigError("sweep must be one preset: several would not be applied")
     if _is_basic(config):
         return BasicSweeper.split_arguments(overrides, None)[0]
     latest = {override.get_key_element(): override for override in overrides}
@@ -196,7 +200,7 @@ def check(points: list[Point], local: bool) -> None:
     Raises:
         ConfigError: the first mistake, and the run in which it is.
     """
-    from sdnet import build, tracking
+    from sdnet import build
 
     seen = _Once()
     for point in points:
@@ -208,8 +212,7 @@ def check(points: list[Point], local: bool) -> None:
                 seen.call(build.build_device, config, ("trainer",))
             model = _network(config, seen)
             seen.call(build.build_optimization, config, ("optimizer", "lr_schedule"), model)
-            with configs.errors_of(config, "wandb"):
-                tracking.resolve_mode(config["wandb"]["mode"])
+            seen.call(build.build_wandb_mode, config, ("wandb",))
 
 
 class _Once:
@@ -303,6 +306,8 @@ def announce(points: list[Point]) -> None:
 
 def launch(config: DictConfig, points: list[Point], task: TaskFunction) -> int:
     """Runs the points on Hydra's launcher; returns 1 where one failed outside its run folder."""
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # for processes it starts
     loader = GlobalHydra.instance().config_loader()
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=HydraContext(config_loader=loader, callbacks=Callbacks(config)),
@@ -311,8 +316,13 @@ def launch(config: DictConfig, points: list[Point], task: TaskFunction) -> int:
     )
     try:
         results = launcher.launch([point.overrides for point in points], initial_job_idx=0)
-    except Exception as error:  # e.g. a cluster killed a job
-        log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+    except Exception as error:  # e.g. a process was killed, with whatever it was doing
+        lines = str(error).strip().splitlines()
+        log.error(
+            "the launcher gave up: %s: %s",
+            type(error).__name__,
+            " … ".join(lines[:1] + lines[1:][-1:]),
+        )
         return 1
     status = 0
     for point, result in zip(points, results, strict=True):

@@ -66,13 +66,16 @@ def resolve_mode(mode: str) -> str:
     return "online"
 
 
-def start_run(settings: dict[str, Any], mode: str, folder: Path, run_id: str, **arguments: Any):
+def start_run(
+    settings: dict[str, Any], mode: str, folder: Path, run_id: str, resumed: bool, **arguments: Any
+):
     """Begins a W&B run, or continues the one of that id; offline where the server does not answer.
 
     Args:
         settings: the configuration's `wandb`.
         mode: what `resolve_mode` gave, not `disabled`.
         folder: W&B's files go to `wandb/` in it.
+        resumed: whether the run has earlier pieces, to which this one is to be added on upload.
         arguments: more for `wandb.init`.
     """
     import wandb
@@ -84,11 +87,14 @@ def start_run(settings: dict[str, Any], mode: str, folder: Path, run_id: str, **
         "tags": settings["tags"],
         "dir": folder,
         "id": run_id,
+        "resume": "allow" if resumed or mode == "online" else None,
         "reinit": "finish_previous",
         "settings": wandb.Settings(silent=True, console="off", init_timeout=15),
     }
+    if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent has decided where the run belongs
+        arguments |= dict.fromkeys(("id", "project", "entity", "resume"))
     try:
-        return wandb.init(mode=mode, resume="allow" if mode == "online" else None, **arguments)
+        return wandb.init(mode=mode, **arguments)
     except wandb.errors.Error as error:  # no answer in time, a key that is refused, ...
         log.warning("W&B cannot be used (%s): this run is offline", error)
         wandb.teardown()
@@ -117,7 +123,7 @@ def log_report(report: "Report", mode: str | None = None) -> None:
     name = f"report-{settings['group']}"
     for earlier in (report.out / "wandb").glob(f"offline-run-*-{run_id}*"):
         shutil.rmtree(earlier)  # never uploaded, and superseded by what follows
-    with start_run(settings, mode, report.out, run_id, name=name, job_type="report") as run:
+    with start_run(settings, mode, report.out, run_id, False, name=name, job_type="report") as run:
         table = report.table.astype(object).where(report.table.notna(), None)
         run.log({"report": wandb.Table(dataframe=table, allow_mixed_types=True)})
         run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in report.figures})
@@ -133,17 +139,17 @@ class WandbListener(Listener):
         run_id: kept by a resumed run.
     """
 
-    def __init__(self, config: dict[str, Any], mode: str, folder: Path, name: str, run_id: str):
-        settings = config["wandb"]
-        self.run = start_run(
-            settings,
-            mode,
-            folder,
-            run_id,
-            name=settings["name"] or name,
-            job_type="train",
-            config=config,
-        )
+    def __init__(
+        self,
+        config: dict[str, Any],
+        mode: str,
+        folder: Path,
+        name: str,
+        run_id: str,
+        resumed: bool,
+    ):
+        shown = {"name": config["wandb"]["name"] or name, "job_type": "train", "config": config}
+        self.run = start_run(config["wandb"], mode, folder, run_id, resumed, **shown)
         self.run.define_metric("*", step_metric="epoch")
         self.run.define_metric(INTERVAL, step_metric="step")
         self.log_every = config["trainer"]["log_every"]

@@ -123,7 +123,7 @@ def mean_std(values):
 @pytest.fixture(autouse=True)
 def figures(request, monkeypatch):
     """Figures take seconds: they are drawn only for the tests that look at them."""
-    if "figure" not in request.node.name and "command" not in request.node.name:
+    if not request.node.name.startswith(("test_figures", "test_the_command")):
         monkeypatch.setattr("sdnet.analysis.report_plots.draw", lambda *arguments: [])
 
 
@@ -301,6 +301,7 @@ def test_what_is_left_out_says_why(sweep):
 def test_a_run_counts_once(sweep, tmp_path):
     copied = write_run(tmp_path / "more" / "copy", 1, ((1, 1),), trainer__threads=7)
     write_run(tmp_path / "more" / "new", 3)
+    write_run(tmp_path / "more" / "new" / "kept" / "inside", 77)  # part of that run's folder
     result, _ = report(sweep, sweep / "linear-0", tmp_path / "more", sweep, out=tmp_path / "out")
     assert len(result.runs) == 9
     assert row_with(result, schedule="linear_decay")["seeds"] == "0 1 2 3"
@@ -421,13 +422,15 @@ def test_the_columns_are_the_settings_that_differ(grid):
     adamw = {"_target_": "torch.optim.AdamW", "lr": 0.1, "skipped_update": "decay"}
     write_run(grid / "adamw", optimizer=adamw | {"betas": [0.9, 0.999]})
     write_run(grid / "timm", schedule=LINEAR | {"rule": "timm"}, dataset__root="elsewhere")
+    write_run(grid / "power", schedule=LINEAR | {"power": 2})  # others of its class have none
     write_run(grid / "own", schedule=LINEAR | {"_target_": "mine.LinearDecay"})
     cifar = {"_target_": "sdnet.data.sources.cifar10", "name": "cifar10", "root": "data"}
     write_run(grid / "cifar", dataset=cifar)
     result, _ = report(grid)
     columns = ["model.depth", "dataset.name", "schedule", "schedule.p_L", "schedule.rule"]
+    columns += ["schedule.power"]
     columns += ["optimizer", "optimizer.skipped_update", "optimizer.betas", "n"]
-    assert list(result.table.columns)[1:10] == columns
+    assert list(result.table.columns)[1:11] == columns
     assert row_with(result, optimizer="AdamW")["optimizer.betas"] == "[0.9, 0.999]"
     assert row_with(result, optimizer="AdamW")["reference"] == ""
     assert (

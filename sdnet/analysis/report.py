@@ -41,7 +41,13 @@ LOAD = 0.25  # cores kept busy by other programs: times of runs that differ by m
 MAY_LACK = ("test_error_std", "final_error_std", "train_seconds_std", "time_saving")
 MAY_LACK += ("difference_mean", "difference_low", "difference_high")
 NONE = "\N{EN DASH}"
-NOT_REPRODUCING = ("seed", "retry_failed", "resume", "show")  # overrides that are no setting
+NOT_REPRODUCING = (
+    "seed",
+    "sweep",
+    "retry_failed",
+    "resume",
+    "show",
+)  # overrides that are no setting
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import logging
 import time
 from datetime import timedelta
+from multiprocessing import current_process
 from typing import Any
 
 from rich.console import Console
@@ -59,7 +60,8 @@ class ConsoleListener(Listener):
             TextColumn("{task.fields[numbers]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            # a launcher's worker processes share the terminal: their bars would mix
+            disable=not console.is_terminal or current_process().name != "MainProcess",
         )
         self.shown = 0.0
 

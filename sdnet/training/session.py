@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from rich.console import Console
 
 from sdnet import device as devices
@@ -50,9 +51,12 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
 
     `overrides` are this run's own, whatever was swept: `python train.py <overrides>` repeats it.
     """
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    typed = overrides if hydra.mode == RunMode.MULTIRUN else sys.argv[1:]
     return {
-        "command": shlex.join(["python", *sys.argv]),
-        "overrides": list(HydraConfig.get().overrides.task),
+        "command": shlex.join(["python", "train.py", *typed]),
+        "overrides": overrides,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
@@ -163,12 +167,14 @@ def _train(
     wandb_mode: str,
     listeners: tuple[Listener, ...],
 ) -> dict[str, Any]:
-    name, run_id = run_name(config), run.provenance()["wandb_id"]
+    name, known = run_name(config), run.provenance()
     trainer = tracker = None
     status, reason = "completed", None
     try:
         if wandb_mode != "disabled":
-            tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id)
+            run_id, resumed = known["wandb_id"], "resumed" in known
+            tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id, resumed)
+            run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
         trainer = make_trainer()
         note_device(run, trainer.device)
         trainer.resume()
@@ -178,7 +184,7 @@ def _train(
     except LockLost:
         status = None
         raise
-    except (Interrupted, KeyboardInterrupt) as error:
+    except (Interrupted, KeyboardInterrupt, SystemExit) as error:
         status, reason = "interrupted", str(error) or "stopped before its state was saved"
         raise
     except Exception as error:
@@ -236,15 +242,33 @@ def _log_file(run: RunFolder):
 
 @contextmanager
 def _stop_on_signal(trainer: Trainer):
-    """The first Ctrl-C or SIGTERM ends the run after the step at hand; a second one at once."""
+    """The first Ctrl-C or SIGTERM ends the run after the step at hand; a second one at once.
+
+    Where handlers for SIGUSR1 or SIGUSR2 are installed, submitit is there, which Slurm warns in
+    this way of a time limit or a preemption: then that signal ends the run, and `hand_over` calls
+    the handler once everything is saved. SIGTERM comes before it, or alone; it only saves there.
+    """
 
     def stop(number, frame):
-        trainer.stop_requested = True
-        signal.signal(number, signal.default_int_handler)
+        trainer.stop_requested, trainer.stop_signal = True, number
+        if number not in warnings:
+            signal.signal(number, signal.default_int_handler)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    def save(number, frame):
+        trainer.save_requested = True
+
+    warnings = [n for n in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(n))]
+    handlers = dict.fromkeys((signal.SIGINT, *warnings), stop)
+    handlers[signal.SIGTERM] = save if warnings else stop
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def hand_over(interrupted: Interrupted) -> None:
+    """Calls the handler for the signal that ended a run: submitit's requeues the job and exits."""
+    if interrupted.number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.getsignal(interrupted.number)(interrupted.number, None)

@@ -26,7 +26,11 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and its state is saved."""
+    """The run was asked to stop, by the signal of that number if any, and its state is saved."""
+
+    def __init__(self, message: str, number: int | None = None):
+        super().__init__(message)
+        self.number = number
 
 
 @dataclass
@@ -88,6 +92,8 @@ class Trainer:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
         self.lr = 0.0
         self.stop_requested = False
+        self.stop_signal: int | None = None  # that asked for it
+        self.save_requested = False
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -119,9 +125,13 @@ class Trainer:
                 if due:
                     self.record()
                     clock = time.perf_counter()
-                if self.stop_requested and step < self.total_steps:
+                stop = self.stop_requested and step < self.total_steps
+                if stop or self.save_requested:
                     self.run.save_checkpoint(self.state())
-                    raise Interrupted(f"stopped after step {step} of {self.total_steps}")
+                    self.save_requested = False
+                if stop:
+                    message = f"stopped after step {step} of {self.total_steps}"
+                    raise Interrupted(message, self.stop_signal)
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of stochastic gradient descent on one mini-batch with one draw of gates."""
@@ -155,7 +165,7 @@ class Trainer:
     def check_finite(self) -> None:
         loss = self.sums[0].item()
         if not math.isfinite(loss):
-            raise Diverged(f"diverged: the training loss is {loss} at step {self.counters.step}")
+            raise Diverged(f"the training loss is {loss} at step {self.counters.step}")
 
     def training_loss_and_error(self) -> tuple[float, float]:
         """Mean loss and error in percent since the last evaluation, while the weights moved."""

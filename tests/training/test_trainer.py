@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-import train as entry
 from sdnet import config as configs
+from sdnet.build import build_trainer
 from sdnet.run import RunFolder
 from sdnet.training.trainer import Diverged, Interrupted, Listener
 from tests.test_config import composed
@@ -12,12 +12,11 @@ TIMES = ("train_seconds", "eval_seconds", "images_per_second")
 
 
 def make(folder, *overrides, device="cpu"):
-    config = composed(*SMALL, *overrides)
+    config = composed(*SMALL, *overrides, f"trainer.device={device}")
     run = RunFolder(folder)
     if not folder.exists():
         run.create(config, {})
-    data, model = entry.build(config)
-    return entry.build_trainer(config, data, model, torch.device(device), run)
+    return build_trainer(config, run)
 
 
 class StopAfter(Listener):

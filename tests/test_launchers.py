@@ -1,0 +1,50 @@
+"""Hydra's plugins with our presets; needs requirements-extras.txt."""
+
+import json
+
+import pytest
+
+from tests.test_sweep import SMALL, metrics, run_folders, summary
+
+SWEEP = ["-m", *SMALL, "name=s", "wandb.mode=disabled"]
+
+
+def test_two_runs_at_once_give_what_one_after_the_other_gives(train_in, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    results = []
+    for launcher in ("basic", "joblib"):
+        (tmp_path / launcher).mkdir()
+        sweep = [*SWEEP, "schedule.p_L=0.5,1", f"hydra/launcher={launcher}"]
+        done = train_in(tmp_path / launcher, *sweep)
+        assert done.returncode == 0, done.stderr
+        runs = run_folders(tmp_path / launcher)
+        results.append({name: metrics(run) for name, run in runs.items()})
+    assert len(results[0]) == 2 and results[0] == results[1]
+
+
+def test_a_study_goes_on_past_a_failed_trial_and_continues_where_it_was(train, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    study = [*SWEEP, "hydra/sweeper=optuna", "optimizer.lr=choice(0.1,1e12)"]
+    study += ["schedule.p_L=interval(0.3,1.0)"]
+    done = train(*study, "hydra.sweeper.n_trials=3")
+    states = [summary(run)["status"] for run in run_folders(tmp_path).values()]
+    assert sorted(states) == ["completed", "diverged", "diverged"]
+    assert done.returncode == 1 and done.stdout.count("\ndiverged: multirun/s/") == 2
+    before = {name: (run / "metrics.csv").exists() for name, run in run_folders(tmp_path).items()}
+
+    more = train(*study, "hydra.sweeper.n_trials=4")
+    runs = run_folders(tmp_path)
+    assert len(runs) == 4 and set(before) < set(runs), more.stderr
+    best = (tmp_path / "multirun" / "s" / "optimization_results.yaml").read_text()
+    errors = [summary(r)["val_error"] for r in runs.values() if summary(r)["status"] == "completed"]
+    assert f"best_value: {min(errors)}" in best
+
+
+def test_runs_as_jobs_of_their_own(train, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    done = train(*SWEEP, "hydra/launcher=submitit_local", "schedule.p_L=0.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = run_folders(tmp_path).values()
+    assert summary(run)["status"] == "completed"
+    command = json.loads((run / "provenance.json").read_text())["command"]
+    assert command.startswith("python train.py ") and "schedule.p_L=0.5" in command
