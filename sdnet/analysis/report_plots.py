@@ -63,6 +63,9 @@ class Line:
     std: list[float | None]
 
 
+BARS = "mean ± standard deviation over seeds"
+
+
 @dataclass
 class Grid:
     """Mean test errors (%), `errors[row of p_L][column of depth]`, None where there is no run."""
@@ -320,8 +323,17 @@ def plot_p_L(
         _hide_rest(grid, len(panels))
         figure.supxlabel("survival probability $p_L$", fontsize=10)
         figure.supylabel("test error (%)", fontsize=10)
-        _legend(figure, entries)
+        _legend(figure, entries, **_title([BARS] if any(map(_has_bars, lines)) else []))
         return _save(figure, stem)
+
+
+def _has_bars(line: Line) -> bool:
+    return any(std is not None for std in line.std)
+
+
+def _title(texts: Sequence[str]) -> dict[str, Any]:
+    """Options for a legend with a title of these parts, if any."""
+    return {"title": "; ".join(texts), "title_fontsize": 8.5} if texts else {}
 
 
 def _hide_rest(grid: np.ndarray, used: int) -> None:
@@ -462,9 +474,8 @@ def plot_curves(found: Sequence[Curve], stem: Path) -> Path:
             "mean over seeds" if many else "mean over seeds, band from the lowest to the highest"
         )
         several = any(curve.test_error.shape[1] > 1 for curve in found)
-        options = {"title": title, "title_fontsize": 8.5} if several else {}
         entries = dict(zip(labels, handles, strict=True))
-        _legend(figure, entries, fontsize=7 if many else 8.5, **options)
+        _legend(figure, entries, fontsize=7 if many else 8.5, **_title([title] if several else []))
         return _save(figure, stem)
 
 
@@ -511,9 +522,9 @@ def plot_time(points: Sequence[Point], stem: Path) -> Path:
         axes.set(xlabel=f"training time ({name})", ylabel="test error (%)")
         axes.margins(0.1)
         _scale(axes, [point.error[0] for point in points])
-        numbers = any(point.label for point in points)
-        options = {"title": "numbers: $p_L$", "title_fontsize": 8.5} if numbers else {}
-        _legend(figure, entries, **options)
+        texts = [BARS] if any(point.error[1] is not None for point in points) else []
+        texts += ["numbers: $p_L$"] if any(point.label for point in points) else []
+        _legend(figure, entries, **_title(texts))
         _label(axes, points, unit)
         return _save(figure, stem)
 
