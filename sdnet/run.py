@@ -177,15 +177,19 @@ class RunFolder:
         return lock.Lock(self.path / "lock")
 
     def state(self) -> str:
-        """new (no run yet), running (by a living process), or how the run ended.
+        """new (no run yet), running (a living process holds the lock), or how the run ended."""
+        holder = lock.read_holder(self.path / "lock")
+        if holder is not None and lock.is_alive(self.path / "lock", holder):
+            return "running"
+        return self.ended()
+
+    def ended(self) -> str:
+        """`state` for one who knows that nobody else works on the run.
 
         A run whose process vanished before it could say anything is interrupted.
         """
         if not self.holds_run():
             return "new"
-        holder = lock.read_holder(self.path / "lock")
-        if holder is not None and lock.is_alive(self.path / "lock", holder):
-            return "running"
         status = self.summary()["status"]
         return "interrupted" if status == "running" else status
 

@@ -118,7 +118,7 @@ def test_a_run_whose_process_is_gone_is_interrupted(tmp_path):
     run.create({"seed": 0, "schedule": {"_target_": "mine.Square"}}, {})
     assert run.state() == "interrupted"
     (run.path / "lock").write_text(holder())
-    assert run.state() == "running"
+    assert run.state() == "running" and run.ended() == "interrupted"
     (run.path / "lock").write_text(holder(started=1.0))
     run.set_status("failed", "because")
     assert run.state() == "failed"

@@ -168,6 +168,13 @@ def test_a_diverged_run_is_reported_among_good_ones(train, tmp_path):
     assert "diverged: multirun/d/" in done.stdout
     assert "diverged" in (tmp_path / "multirun" / "d" / "report" / "report.md").read_text()
 
+    (bad,) = (r for r in run_folders(tmp_path).values() if summary(r)["status"] == "diverged")
+    (bad / "checkpoints").mkdir(exist_ok=True)
+    (bad / "checkpoints" / "last.pt").write_text("tried anew, it is not to be read")
+    retried = train(*sweep, "retry_failed=true")
+    assert retried.returncode == 1 and summary(bad)["status"] == "diverged", retried.stdout
+    assert len(json.loads((bad / "provenance.json").read_text())["resumed"]) == 1
+
 
 @pytest.mark.parametrize(
     "overrides, message",

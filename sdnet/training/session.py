@@ -31,10 +31,6 @@ log = logging.getLogger("sdnet")
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb")
 
 
-class LockLost(Exception):
-    """Another process took the run over, believing this one dead."""
-
-
 class Guard(Listener):
     """Ends a run whose lock was taken over while this process was suspended."""
 
@@ -43,7 +39,7 @@ class Guard(Listener):
 
     def on_step(self, trainer: Trainer) -> None:
         if self.lock.lost:
-            raise LockLost(f"{trainer.run.path} was taken over by another process")
+            raise Busy(f"{trainer.run.path} was taken over by another process")
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +67,7 @@ def begin(run: RunFolder, config: dict[str, Any]) -> None:
     """Makes the folder of a new run; a resumed one's provenance lists each time that happened."""
     origin = provenance(config)
     if run.holds_run():
-        if run.state() == "diverged":
+        if run.ended() == "diverged":
             run.restart()  # its last checkpoint may hold the seed of it
         known = run.provenance()
         run.write_provenance(known | {"resumed": [*known.get("resumed", []), origin]})
@@ -98,7 +94,7 @@ def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
         run.check_identity(config)
     except ValueError as error:
         raise RunError(str(error)) from error
-    state = run.state()
+    state = run.ended()  # where another process works on it, the lock will tell
     resumed = config["resume"] is not None
     if state in ("failed", "diverged") and not (resumed or config["retry_failed"]):
         raise RunError(
@@ -181,8 +177,8 @@ def _train(
         trainer.listeners = (*listeners, tracker) if tracker else listeners
         with _stop_on_signal(trainer):
             trainer.fit()
-    except LockLost:
-        status = None
+    except Busy:
+        status = None  # nothing is written into a folder that another process has
         raise
     except (Interrupted, KeyboardInterrupt, SystemExit) as error:
         status, reason = "interrupted", str(error) or "stopped before its state was saved"
@@ -194,7 +190,7 @@ def _train(
         log.debug("the run %s", status, exc_info=True)  # the traceback, to train.log alone
         raise RunError(f"{run.path} {status}: {reason}") from error
     finally:
-        if status is not None:  # nothing is written into a folder that another process has
+        if status is not None:
             summary = _conclude(run, trainer, status, reason)
             figures = _figures(trainer, run, name, summary) if trainer else []
             if tracker is not None:
