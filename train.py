@@ -57,6 +57,11 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
         print(f"{error}; to continue: python train.py resume={run.path}")
         session.hand_over(error)
         raise KeyboardInterrupt from error
+    except configs.RunError as error:
+        if not in_sweep:
+            raise
+        ended = type(error)(str(error))
+    raise ended  # without its traceback: its frames hold the network, and Hydra keeps the error
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

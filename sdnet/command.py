@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from hydra.errors import CompactHydraException
+from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sdnet import config as configs
@@ -23,18 +23,19 @@ def run_command(main: Callable[[], Any]) -> None:
     sweep.Callback.task = staticmethod(main.__wrapped__)
     try:
         status = _status_of(main)
-    except (CompactHydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException) as error:
         if full:
             raise
         status = f"error: {configs.explain(error)}"
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
-        if full or sweep.Callback.folder is None:
+        if full or sweep.Callback.left_to_sweeper is None:
             raise
         status = f"error: the sweeper gave up: {error}"  # e.g. optuna, when every trial failed
-    if sweep.Callback.folder is not None and status != 130:
-        status = sweep.conclude_folder(sweep.Callback.folder) or status
+    if sweep.Callback.left_to_sweeper is not None and status != 130:
+        failed = sweep.conclude_folder(*sweep.Callback.left_to_sweeper)
+        status = status if isinstance(status, str) else max(status, failed)
     sys.exit(status)
 
 

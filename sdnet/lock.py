@@ -10,12 +10,11 @@ import logging
 import os
 import socket
 import threading
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 log = logging.getLogger(__name__)
 BEAT_SECONDS = 10.0
@@ -35,6 +34,15 @@ def _space() -> str | None:
         return None
 
 
+def _started(process: int) -> int | None:
+    """When a living process started, in ticks since boot, which no change of the clock moves."""
+    try:
+        state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else int(fields[18])
+
+
 class Lock:
     """Holds the lock `path` from `acquire` to `close`, with a heartbeat in a thread."""
 
@@ -50,51 +58,73 @@ class Lock:
         Raises:
             Locked: naming the holder.
         """
-        own = psutil.Process()
+        own = os.getpid()
         content = {
             "host": socket.gethostname(),
-            "process": own.pid,
-            "started": own.create_time(),
+            "process": own,
+            "started": _started(own),
             "space": _space(),
             "token": self.token,
         }
-        while not self._create(json.dumps(content)):
-            holder = read_holder(self.path)
-            if holder is not None:
+        mine = self.path.with_name(f"{self.path.name}.{self.token}")
+        mine.write_text(json.dumps(content), encoding="utf-8")
+        try:
+            while not self._place(mine):
+                holder = read_holder(self.path)
+                if holder is None:
+                    continue
                 if is_alive(self.path, holder):
                     raise Locked(f"is being worked on by {describe(holder)}")
-                self._remove_stale(holder)
+                if self._take_over(mine, holder):
+                    break
+        finally:
+            mine.unlink(missing_ok=True)
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
 
-    def _create(self, content: str) -> bool:
+    def _place(self, mine: Path) -> bool:
+        """Puts the lock where there is none; only one process can."""
         try:
-            with self.path.open("x", encoding="utf-8") as file:  # only one process can
-                file.write(content)
+            os.link(mine, self.path)
         except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            with suppress(FileExistsError), self.path.open("x", encoding="utf-8") as file:
+                file.write(mine.read_text(encoding="utf-8"))
+                return True
             return False
         return True
 
-    def _remove_stale(self, stale: dict[str, Any]) -> None:
-        """Removes the stale lock, unless another process took it over a moment ago."""
-        aside = self.path.with_name(f"{self.path.name}.{self.token}")
+    def _take_over(self, mine: Path, stale: dict[str, Any]) -> bool:
+        """Replaces a stale lock, which nobody else may do meanwhile; a fresh one never moves."""
+        claim = self.path.with_name(f"{self.path.name}.claim-{stale.get('token', 'damaged')}")
         try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return
-        moved = read_holder(aside) or {}
-        if moved.get("token") != stale.get("token"):  # somebody's fresh one: give it back
-            with suppress(FileExistsError):
-                os.link(aside, self.path)
-        else:
-            log.info("taking over from %s, whose heartbeat has stopped", describe(stale))
-        aside.unlink()
+            claim.touch(exist_ok=False)
+        except FileExistsError:  # another process is at it, or died at it
+            with suppress(FileNotFoundError):
+                if _now(claim) - claim.stat().st_mtime > STALE_SECONDS:
+                    claim.unlink()
+            time.sleep(0.05)
+            return False
+        try:
+            if (read_holder(self.path) or {}).get("token") != stale.get("token"):
+                return False
+            os.replace(mine, self.path)
+        finally:
+            claim.unlink(missing_ok=True)
+        log.info("taking over from %s, which is gone", describe(stale))
+        return True
+
+    def held(self) -> bool:
+        """Whether the lock is still this process's: asked before something is written for good."""
+        if (read_holder(self.path) or {}).get("token") != self.token:
+            self.lost = True
+        return not self.lost
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT_SECONDS):
             try:
-                if (read_holder(self.path) or {}).get("token") != self.token:
-                    self.lost = True
+                if not self.held():
                     return
                 os.utime(self.path)
             except OSError as error:  # a shared disk may be away for a moment
@@ -103,7 +133,7 @@ class Lock:
     def close(self) -> None:
         self._end.set()
         self._thread.join()
-        if not self.lost and (read_holder(self.path) or {}).get("token") == self.token:
+        if self.held():
             self.path.unlink()
 
 
@@ -122,12 +152,8 @@ def is_alive(path: Path, holder: dict[str, Any]) -> bool:
     """Whether the holder of the lock file still works on the run."""
     space = _space()
     if space is not None and holder.get("space") == space:
-        try:
-            process = psutil.Process(holder["process"])
-            same = abs(process.create_time() - holder["started"]) < 1.0  # ids are used again
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        started = _started(holder["process"])
+        return started is not None and started == holder["started"]  # ids are used again
     try:
         return _now(path) - path.stat().st_mtime < STALE_SECONDS
     except FileNotFoundError:

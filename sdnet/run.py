@@ -15,6 +15,7 @@ import csv
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def select(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
 
 def write_atomically(path: Path, text: str) -> None:
     """Writes a temporary file beside `path`, then renames it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
@@ -165,7 +166,19 @@ class RunFolder:
         """Raises a ValueError where the folder holds a run of another configuration."""
         if self.holds_run():
             wanted = identity(config)
-            stored = {identity(self.config()), self.summary()["identity"]}
+            try:
+                stored = {identity(self.config()), self.summary()["identity"]}
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                yaml.YAMLError,
+            ) as error:
+                raise ValueError(
+                    f"{self.path} is damaged ({type(error).__name__}: {error}): move it away"
+                ) from error
             if stored != {wanted}:
                 raise ValueError(
                     f"{self.path} holds another run: its identity is "
@@ -198,6 +211,13 @@ class RunFolder:
         (self.path / "metrics.csv").unlink(missing_ok=True)
         for name in ("last", "best"):
             self.checkpoint(name).unlink(missing_ok=True)
+        self.write_summary({"status": "running", "identity": self.summary()["identity"]})
+
+    def remove_temporary(self) -> None:
+        """Removes what a killed process left of files that it was writing."""
+        for pattern in (".*.tmp", "checkpoints/*.tmp"):
+            for path in self.path.glob(pattern):
+                path.unlink()
 
     # -- plain files ------------------------------------------------------------------------------
 
@@ -270,7 +290,7 @@ class RunFolder:
 
         path = self.checkpoint(name)
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
         torch.save(state, temporary)
         os.replace(temporary, path)
 

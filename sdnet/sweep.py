@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
-from hydra.errors import CompactHydraException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback as HydraCallback
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -72,7 +72,8 @@ class Callback(HydraCallback):
     """Called by Hydra when a multirun starts; see `hydra.callbacks` in conf/config.yaml."""
 
     task: TaskFunction | None = None  # what is to be called for each run
-    folder: Path | None = None  # of a sweep that another sweeper than Hydra's own carries out
+    # the folder and W&B's mode of a sweep that another sweeper than Hydra's own carries out
+    left_to_sweeper: tuple[Path, str] | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         try:
@@ -81,7 +82,7 @@ class Callback(HydraCallback):
             raise Ended(1) from error
         if status is not None:
             raise Ended(status)
-        type(self).folder = Path(config.hydra.sweep.dir)
+        type(self).left_to_sweeper = (Path(config.hydra.sweep.dir), config.wandb.mode)
 
 
 def run_sweep(config: DictConfig, task: TaskFunction) -> int | None:
@@ -95,12 +96,17 @@ def run_sweep(config: DictConfig, task: TaskFunction) -> int | None:
         show(console, points)
         return 0
     if not _is_basic(config):
+        if any(point.config["dataset"]["validation"] == 0 for point in points):
+            raise configs.ConfigError(
+                "dataset.validation must set images aside: the sweeper minimises their error, got 0"
+            )
         return None
     announce(points)
     left = [point for point in points if point.is_left()]
     failed = launch(config, left, task) if left else 0
     consoles.set_up()  # the launcher configured logging anew
-    return max(failed, conclude([point.run for point in points], console))
+    mode = config.wandb.mode
+    return max(failed, conclude([point.run for point in points], console, mode))
 
 
 def _is_basic(config: DictConfig) -> bool:
@@ -117,6 +123,12 @@ def plan(config: DictConfig) -> list[Point]:
         ConfigError: a point that is no valid configuration, with its overrides; or whose folder
             holds another run.
     """
+    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])
+    if "hydra:job" in subdir:
+        raise configs.ConfigError(
+            f"hydra.sweep.subdir={subdir} depends on the job's number, which changes when a sweep "
+            f"continues"
+        )
     points = {}
     every = _expand(config)
     common = set(every[0]).intersection(*every)
@@ -125,7 +137,11 @@ def plan(config: DictConfig) -> list[Point]:
         label = f"run {number + 1} of {len(every)} ({own})"
         with _errors_in(label):
             point = _compose(config, overrides, number, label)
-        points.setdefault(point.run.path, point)
+            first = points.setdefault(point.run.path, point)
+            if runs.identity(first.config) != runs.identity(point.config):
+                raise configs.ConfigError(f"it has the folder of {first.label}: {point.run.path}")
+        if first is not point:
+            log.info("%s is the same run as %s", label, first.label)
     return list(points.values())
 
 
@@ -135,11 +151,17 @@ def _expand(config: DictConfig) -> list[list[str]]:
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
-    for override in overrides:
-        if override.get_key_element() == "sweep" and override.is_sweep_override():
+    for override in filter(Override.is_sweep_override, overrides):
+        key = override.get_key_element()
+        if key == "sweep":
             raise configs.ConfigError("sweep must be one preset: several would not be applied")
+        if _is_basic(config) and not override.is_discrete_sweep():
+            raise configs.ConfigError(f"{key} is a range: it needs hydra/sweeper=optuna")
     if _is_basic(config):
-        return BasicSweeper.split_arguments(overrides, None)[0]
+        points = BasicSweeper.split_arguments(overrides, None)[0]
+        if not points:
+            raise configs.ConfigError("a setting is swept over no values at all")
+        return points
     latest = {override.get_key_element(): override for override in overrides}
     values = [_ends(override) for override in latest.values()]
     first = [options[0] for options in values]
@@ -187,7 +209,7 @@ def _errors_in(label: str):
     """Says in which run of the sweep a mistake was found."""
     try:
         yield
-    except (CompactHydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise configs.ConfigError(f"in {label}: {configs.explain(error)}") from error
 
 
@@ -314,8 +336,12 @@ def launch(config: DictConfig, points: list[Point], task: TaskFunction) -> int:
         task_function=task,
         config=config,
     )
+    size = config.hydra.sweeper.max_batch_size or len(points)
+    results = []
     try:
-        results = launcher.launch([point.overrides for point in points], initial_job_idx=0)
+        for i in range(0, len(points), size):
+            batch = [point.overrides for point in points[i : i + size]]
+            results += launcher.launch(batch, initial_job_idx=i)
     except Exception as error:  # e.g. a process was killed, with whatever it was doing
         lines = str(error).strip().splitlines()
         log.error(
@@ -327,13 +353,14 @@ def launch(config: DictConfig, points: list[Point], task: TaskFunction) -> int:
     status = 0
     for point, result in zip(points, results, strict=True):
         error = result._return_value if result.status == JobStatus.FAILED else None
-        if error is not None and not isinstance(error, configs.RunError):
+        recorded = isinstance(error, configs.RunError) and point.run.state() != "new"
+        if error is not None and not recorded:
             log.error("%s: %s: %s", point.run.path, type(error).__name__, configs.explain(error))
             status = 1
     return status
 
 
-def conclude(folders: list[runs.RunFolder], console: Console) -> int:
+def conclude(folders: list[runs.RunFolder], console: Console, wandb_mode: str) -> int:
     """Names the runs that are not completed and writes the report; returns the exit status."""
     from sdnet import tracking
     from sdnet.analysis.report import ReportError, write_report
@@ -358,15 +385,18 @@ def conclude(folders: list[runs.RunFolder], console: Console) -> int:
         try:
             report = write_report([folder], console=console)
             if report is not None:
-                tracking.log_report(report)
-        except ReportError as error:  # no run is completed
+                tracking.log_report(report, wandb_mode)
+        except ReportError as error:  # there is no run
             log.error("no report: %s", error)
+        except Exception as error:  # takes nothing away from what the runs have
+            log.error("the report failed: %s: %s", type(error).__name__, error)
+            status = 1
     return status
 
 
-def conclude_folder(folder: Path) -> int:
+def conclude_folder(folder: Path, wandb_mode: str) -> int:
     """`conclude` for every run in a folder, where a sweeper has chosen the points as it went."""
     from sdnet.training import console as consoles
 
     found = sorted(path.parent for path in folder.glob("*/config.yaml"))
-    return conclude([runs.RunFolder(path) for path in found], consoles.set_up())
+    return conclude([runs.RunFolder(path) for path in found], consoles.set_up(), wandb_mode)

@@ -155,6 +155,13 @@ class WandbListener(Listener):
         self.log_every = config["trainer"]["log_every"]
         self.seen = (0, 0.0)  # steps and active blocks already logged
 
+    def log(self, values: dict[str, Any]) -> None:
+        """Logs to W&B, whose troubles never stop a run."""
+        try:
+            self.run.log(values)
+        except Exception as error:
+            log.warning("not logged to W&B: %s: %s", type(error).__name__, error)
+
     def on_start(self, trainer: Trainer) -> None:
         self.seen = (trainer.counters.step, trainer.counters.active)
 
@@ -162,16 +169,20 @@ class WandbListener(Listener):
         step, active = trainer.counters.step, trainer.counters.active
         if step % self.log_every == 0 or step == trainer.total_steps:
             mean = (active - self.seen[1]) / (step - self.seen[0])
-            self.run.log({"step": step, INTERVAL: mean})
+            self.log({"step": step, INTERVAL: mean})
             self.seen = (step, active)
 
     def on_row(self, trainer: Trainer, row: dict[str, float | None]) -> None:
-        self.run.log({key: value for key, value in row.items() if value is not None})
+        self.log({key: value for key, value in row.items() if value is not None})
 
     def finish(self, summary: dict[str, Any], figures: list[Path]) -> None:
-        """Ends the W&B run with the numbers of summary.json and the figures."""
+        """Ends the W&B run with the numbers of summary.json and the figures.
+
+        Args:
+            summary: empty where another process has the run by now.
+        """
         import wandb
 
         self.run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures})
         self.run.summary.update(summary)
-        self.run.finish(exit_code=0 if summary["status"] == "completed" else 1)
+        self.run.finish(exit_code=0 if summary.get("status") == "completed" else 1)

@@ -1,7 +1,9 @@
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -18,8 +20,8 @@ def path(tmp_path):
 
 def holder(**changes):
     """A lock file's content that says: a living process of this machine."""
-    own = locks.psutil.Process()
-    living = {"host": "here", "process": own.pid, "started": own.create_time()}
+    own = os.getpid()
+    living = {"host": "here", "process": own, "started": locks._started(own)}
     return json.dumps(living | {"space": locks._space(), "token": "other"} | changes)
 
 
@@ -65,7 +67,7 @@ def test_a_killed_process_on_this_machine_loses_its_lock_at_once(path):
     "content, seconds, alive",
     [
         (holder(), 1000, True),  # seen to live here, whatever its heartbeat says: suspended
-        (holder(started=1.0), 0, False),  # its id is another process's now
+        (holder(started=1), 0, False),  # its id is another process's now
         (holder(space="elsewhere"), 0, True),
         (holder(space="elsewhere"), locks.STALE_SECONDS + 5, False),
         (holder(space=None), 0, True),
@@ -88,11 +90,37 @@ def test_a_lock_is_stale_when_its_process_or_its_heartbeat_is_gone(path, content
     assert {p.name for p in path.parent.iterdir()} <= {"lock"}
 
 
-def test_a_fresh_lock_taken_for_stale_is_given_back(path):
+def test_a_fresh_lock_taken_for_stale_is_left_alone(path):
     path.write_text(holder(token="fresh"))
-    Lock(path)._remove_stale({"token": "stale"})
+    mine = path.with_name("mine")
+    mine.write_text(holder(token="mine"))
+    assert not Lock(path)._take_over(mine, {"token": "stale"})
     assert locks.read_holder(path)["token"] == "fresh"
+    assert {p.name for p in path.parent.iterdir()} == {"lock", "mine"}
+    assert Lock(path)._take_over(mine, {"token": "fresh"})
+    assert locks.read_holder(path)["token"] == "mine"
     assert [p.name for p in path.parent.iterdir()] == ["lock"]
+
+
+def test_only_one_of_several_takes_a_stale_lock_over(path):
+    for _ in range(20):
+        path.write_text(holder(started=1))
+        contenders = [Lock(path) for _ in range(8)]
+        got = []
+
+        def contend(lock, got=got):
+            with contextlib.suppress(Locked):
+                lock.acquire()
+                got.append(lock)
+
+        threads = [threading.Thread(target=contend, args=(lock,)) for lock in contenders]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(got) == 1 and got[0].held()
+        got[0].close()
+        assert list(path.parent.iterdir()) == []
 
 
 def test_the_heartbeat_keeps_a_lock_fresh_and_notices_its_loss(path, monkeypatch):
@@ -119,6 +147,6 @@ def test_a_run_whose_process_is_gone_is_interrupted(tmp_path):
     assert run.state() == "interrupted"
     (run.path / "lock").write_text(holder())
     assert run.state() == "running" and run.ended() == "interrupted"
-    (run.path / "lock").write_text(holder(started=1.0))
+    (run.path / "lock").write_text(holder(started=1))
     run.set_status("failed", "because")
     assert run.state() == "failed"

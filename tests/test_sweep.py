@@ -151,6 +151,11 @@ def test_a_failing_run_stops_nothing(train, tmp_path):
     assert f"failed: multirun/f/{bad.name}: " in out and "Traceback" not in out + err
 
     (tmp_path / "away").rename(images)
+    (bad / "checkpoints").mkdir()
+    (bad / "checkpoints" / "last.pt").write_text("damaged")
+    assert train(*sweep, "retry_failed=true").returncode == 1
+    assert summary(bad)["status"] == "failed" and "weights_only" in summary(bad)["reason"]
+    (bad / "checkpoints" / "last.pt").unlink()
     left = train(*sweep)
     assert left.returncode == 1 and "retry_failed=true" in left.stdout
     assert summary(bad)["status"] == "failed"
@@ -185,6 +190,14 @@ def test_a_diverged_run_is_reported_among_good_ones(train, tmp_path):
         (["optimizer=sgd,adamw", "optimizer.momentum=0.9"], "optimizer.momentum is not a setting"),
         (["seed=0,1", "lr_schedule.gamma=-1"], "lr_schedule.gamma must be"),
         (["seed=0,1", "resume=outputs"], "resume= continues a single run"),
+        (
+            ["seed=0,1", "hydra.sweep.subdir=x"],
+            "in run 2 of 2 (seed=1): it has the folder of run 1",
+        ),
+        (
+            ["schedule.p_L=interval(0.3,1.0)"],
+            "schedule.p_L is a range: it needs hydra/sweeper=optuna",
+        ),
     ],
 )
 def test_a_mistake_in_any_run_is_found_before_the_first_begins(train, tmp_path, overrides, message):

@@ -136,12 +136,19 @@ def collect_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
     for folder in _run_folders(folders):
         try:
             run = _read(folder)
-            same = first.setdefault(identity(run.compared_config), run)
+            same = first.setdefault(_identity(run), run)
             if same is not run:
                 raise _Unusable(f"the same run as {same.folder}")
         except _Unusable as reason:
             left_out.append(LeftOut(folder, str(reason)))
     return list(first.values()), left_out
+
+
+def _identity(run: Run) -> str:
+    try:
+        return identity(run.compared_config)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _Unusable(f"unreadable: config.yaml: {error}") from error
 
 
 def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:

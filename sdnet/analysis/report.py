@@ -271,7 +271,7 @@ def _notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str |
             f"comparable throughout: {' | '.join(rules)}."
         )
     else:
-        notes.append(f"Test error of a run: at the epoch of {rules[0]}; never minimised.")
+        notes.append(f"Test error of a run: that at its {rules[0]}; never minimised.")
     if not any(row["reference"] for row in rows):
         reference += " (there is none)"
     notes += [

@@ -110,9 +110,12 @@ def _width(form: str) -> int:
 def result_lines(config: dict[str, Any], summary: dict[str, Any], folder: str) -> list[str]:
     """What the end of a run says: p_L, active blocks, the errors and where everything is."""
     schedule = config["schedule"]
-    p_L = f", p_L {schedule['p_L']:g}" if "p_L" in schedule else ""
+    p_L = schedule.get("p_L")
+    if p_L is not None:
+        p_L = f"{p_L:g}" if isinstance(p_L, int | float) else p_L
     lines = [
-        f"schedule      {schedule.get('name', schedule['_target_'])}{p_L}",
+        f"schedule      {schedule.get('name', schedule['_target_'])}"
+        + ("" if p_L is None else f", p_L {p_L}"),
         f"active blocks {summary['mean_active_blocks']:.2f} of {summary['blocks']} measured, "
         f"{summary['expected_active_blocks']:.2f} expected",
     ]

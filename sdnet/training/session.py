@@ -34,12 +34,17 @@ PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb")
 class Guard(Listener):
     """Ends a run whose lock was taken over while this process was suspended."""
 
-    def __init__(self, lock: Lock):
-        self.lock = lock
+    def __init__(self, lock: Lock, run: RunFolder):
+        self.lock, self.run = lock, run
 
     def on_step(self, trainer: Trainer) -> None:
-        if self.lock.lost:
-            raise Busy(f"{trainer.run.path} was taken over by another process")
+        if self.lock.lost:  # the heartbeat found it
+            self.check()
+
+    def check(self) -> None:
+        """Raises Busy where another process has the run by now."""
+        if not self.lock.held():
+            raise Busy(f"{self.run.path} was taken over by another process")
 
 
 def provenance(config: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +74,7 @@ def begin(run: RunFolder, config: dict[str, Any]) -> None:
     if run.holds_run():
         if run.ended() == "diverged":
             run.restart()  # its last checkpoint may hold the seed of it
+        run.remove_temporary()
         known = run.provenance()
         run.write_provenance(known | {"resumed": [*known.get("resumed", []), origin]})
         run.set_status("running")
@@ -150,7 +156,7 @@ def train(
             return summary
         begin(run, config)
         with _log_file(run), ConsoleListener(console) as shown:
-            summary = _train(make_trainer, run, config, wandb_mode, (Guard(lock), shown))
+            summary = _train(make_trainer, run, config, wandb_mode, Guard(lock, run), shown)
             for line in result_lines(config, summary, str(run.path)):
                 log.info(line)
     return summary
@@ -161,22 +167,25 @@ def _train(
     run: RunFolder,
     config: dict[str, Any],
     wandb_mode: str,
-    listeners: tuple[Listener, ...],
+    guard: Guard,
+    shown: ConsoleListener,
 ) -> dict[str, Any]:
     name, known = run_name(config), run.provenance()
     trainer = tracker = None
-    status, reason = "completed", None
+    status, reason, summary = "completed", None, {}
     try:
         if wandb_mode != "disabled":
             run_id, resumed = known["wandb_id"], "resumed" in known
             tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id, resumed)
             run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
-        trainer = make_trainer()
-        note_device(run, trainer.device)
-        trainer.resume()
-        trainer.listeners = (*listeners, tracker) if tracker else listeners
+        made = make_trainer()
+        note_device(run, made.device)
+        made.resume()
+        trainer = made  # from here on its counters speak for the run
+        trainer.listeners = (guard, shown, tracker) if tracker else (guard, shown)
         with _stop_on_signal(trainer):
             trainer.fit()
+        guard.check()
     except Busy:
         status = None  # nothing is written into a folder that another process has
         raise
@@ -190,12 +199,25 @@ def _train(
         log.debug("the run %s", status, exc_info=True)  # the traceback, to train.log alone
         raise RunError(f"{run.path} {status}: {reason}") from error
     finally:
+        figures = []
         if status is not None:
             summary = _conclude(run, trainer, status, reason)
-            figures = _figures(trainer, run, name, summary) if trainer else []
-            if tracker is not None:
+            with _told("the figures could not be drawn"):
+                figures = _figures(trainer, run, name, summary) if trainer else []
+        if tracker is not None:
+            with _told("the W&B run could not be ended"):
                 tracker.finish(summary, figures)
     return summary
+
+
+@contextmanager
+def _told(what: str):
+    """What goes wrong here is told, and takes nothing away from a result that is written."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s: %s", what, type(error).__name__, error)
+        log.debug(what, exc_info=True)
 
 
 def _conclude(

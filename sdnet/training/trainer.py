@@ -203,12 +203,17 @@ class Trainer:
         counters.interval_seconds = 0.0
         self.sums.zero_()
         self.run.append_row(row)
-        best, _ = select(self.run.rows())
-        if best["step"] == counters.step:
-            self.run.save_checkpoint({"model": self.model.state_dict(), **asdict(counters)}, "best")
         self.run.save_checkpoint(self.state())
+        self.save_best()
         for listener in self.listeners:
             listener.on_row(self, row)
+
+    def save_best(self) -> None:
+        """Saves the model if it is the one whose test error would be reported now."""
+        best, _ = select(self.run.rows())
+        if best["step"] == self.counters.step:
+            state = {"model": self.model.state_dict(), **asdict(self.counters)}
+            self.run.save_checkpoint(state, "best")
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; what is random is keyed by the step."""
@@ -228,6 +233,8 @@ class Trainer:
             self.counters = Counters(**state["counters"])
             self.sums.copy_(state["sums"])
         self.run.drop_after(self.counters.step)
+        if self.run.rows():
+            self.save_best()  # a process killed after `last` had no time for it
 
     def result(self) -> dict[str, Any]:
         """The numbers of summary.json, from the rows recorded so far."""
@@ -258,7 +265,7 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "peak_memory_bytes": peak,
             "other_load": counters.other_seconds / (counters.train_seconds + counters.eval_seconds)
-            if rows
+            if counters.train_seconds
             else None,
         }
 
