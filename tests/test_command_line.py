@@ -161,13 +161,6 @@ def test_a_run_ended_by_a_signal_resumes_to_the_same_result(train, tmp_path):
     assert len(read_json(run / "provenance.json")["resumed"]) == 1
 
 
-def test_a_sweep_puts_each_run_under_its_name(train, tmp_path):
-    done = train("-m", *SMALL, "name=s", "schedule.p_L=0.5,1", "wandb.mode=disabled")
-    assert done.returncode == 0, done.stderr
-    runs = sorted(f.name.rpartition("-")[0] for f in tmp_path.glob("multirun/s/*") if f.is_dir())
-    assert runs == ["resnet8-constant-pL1-s0", "resnet8-linear_decay-pL0.5-s0"]
-
-
 def test_show_prints_the_plan_and_writes_nothing(train, tmp_path):
     done = train("model.depth=110", "show=true")
     assert done.returncode == 0, done.stderr
