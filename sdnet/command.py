@@ -29,6 +29,8 @@ def run_command(main: Callable[[], Any]) -> None:
         status = f"error: {configs.explain(error)}"
     except KeyboardInterrupt:
         status = 130
+        if sweep.Callback.started:
+            print("the sweep was stopped; the same command continues it")
     except Exception as error:
         if full or sweep.Callback.left_to_sweeper is None:
             raise

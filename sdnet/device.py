@@ -61,6 +61,7 @@ class OtherLoad:
         times, own = psutil.cpu_times(), os.times()
         busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
         busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user
+        busy -= getattr(times, "steal", 0.0)
         now = busy - own.user - own.system
         before, self.now = getattr(self, "now", now), now
         return max(now - before, 0.0)

@@ -53,7 +53,8 @@ class Point:
     """One run of a sweep: what to type for it, what it means, where it goes, what is there."""
 
     overrides: list[str]
-    label: str
+    label: str  # its number and what is swept
+    swept: str  # those of the overrides that other runs of the sweep have not
     config: dict[str, Any]
     run: runs.RunFolder
     state: str
@@ -72,10 +73,12 @@ class Callback(HydraCallback):
     """Called by Hydra when a multirun starts; see `hydra.callbacks` in conf/config.yaml."""
 
     task: TaskFunction | None = None  # what is to be called for each run
+    started = False
     # the folder and W&B's mode of a sweep that another sweeper than Hydra's own carries out
     left_to_sweeper: tuple[Path, str] | None = None
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        type(self).started = True
         try:
             status = run_sweep(config, self.task)
         except Exception as error:
@@ -133,15 +136,15 @@ def plan(config: DictConfig) -> list[Point]:
     every = _expand(config)
     common = set(every[0]).intersection(*every)
     for number, overrides in enumerate(every):
-        own = " ".join(override for override in overrides if override not in common)
-        label = f"run {number + 1} of {len(every)} ({own})"
+        swept = " ".join(override for override in overrides if override not in common)
+        label = f"run {number + 1} of {len(every)}" + (f" ({swept})" if swept else "")
         with _errors_in(label):
-            point = _compose(config, overrides, number, label)
+            point = _compose(config, overrides, number, label, swept)
             first = points.setdefault(point.run.path, point)
             if runs.identity(first.config) != runs.identity(point.config):
                 raise configs.ConfigError(f"it has the folder of {first.label}: {point.run.path}")
-        if first is not point:
-            log.info("%s is the same run as %s", label, first.label)
+    if len(points) < len(every):
+        log.info("%d combinations are %d runs", len(every), len(points))
     return list(points.values())
 
 
@@ -181,7 +184,9 @@ def _ends(override: Override) -> list[str]:
     return [f"{key}={text}" for text in override.sweep_string_iterator()]
 
 
-def _compose(config: DictConfig, overrides: list[str], number: int, label: str) -> Point:
+def _compose(
+    config: DictConfig, overrides: list[str], number: int, label: str, swept: str
+) -> Point:
     composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
     with open_dict(composed):
         composed.hydra.job.id = composed.hydra.job.num = number
@@ -201,7 +206,7 @@ def _compose(config: DictConfig, overrides: list[str], number: int, label: str) 
         run.check_identity(plain)
     except ValueError as error:
         raise configs.ConfigError(str(error)) from error
-    return Point(overrides, label, plain, run, run.state())
+    return Point(overrides, label, swept, plain, run, run.state())
 
 
 @contextmanager
@@ -280,13 +285,14 @@ def show(console: Console, points: list[Point]) -> None:
         return network_cost(model, seen.call(_facts, config, ("dataset",))[1])
 
     seen = _Once()
-    table = Table("run", "state", "expected depth", "expected compute", box=box.SIMPLE)
+    columns = ("run", "swept", "state", "expected depth", "expected compute")
+    table = Table(*columns, box=box.SIMPLE)
     for point in points:
         model = _network(point.config, seen)
         costs = seen.call(cost, point.config, ("dataset", "model", "schedule"), model)
         share = expected_compute(costs, point.config)
         depth = f"{costs.expected_blocks:.2f} of {len(costs.blocks)}"
-        table.add_row(point.name, _describe(point), depth, f"{share:.1%}")
+        table.add_row(point.name, point.swept, _describe(point), depth, f"{share:.1%}")
     console.print(table, soft_wrap=True)
     console.print(_count(points), soft_wrap=True)
 
@@ -307,9 +313,14 @@ def _describe(point: Point) -> str:
 def _count(points: list[Point]) -> str:
     folders = sorted({str(point.run.path.parent) for point in points})
     names = {"completed": "done", "interrupted": "to resume", "new": "to run"}
-    counts = Counter(names.get(point.state, point.state) for point in points)
+    again = dict.fromkeys(("failed", "diverged"), "to try again")
+    counts = Counter(
+        (names | again if point.is_left() else names).get(point.state, point.state)
+        for point in points
+    )
     parts = ", ".join(f"{count} {name}" for name, count in counts.items())
-    return f"sweep {' '.join(folders)}: {len(points)} runs: {parts}"
+    runs_text = "1 run" if len(points) == 1 else f"{len(points)} runs"
+    return f"sweep {' '.join(folders)}: {runs_text}: {parts}"
 
 
 # -- the runs -------------------------------------------------------------------------------------
@@ -323,7 +334,7 @@ def announce(points: list[Point]) -> None:
             error = point.run.summary()["test_error"]
             log.info("done: %s, %.2f %% test error", point.name, error)
         elif not point.is_left():
-            log.info("left out: %s: %s", point.name, _describe(point))
+            log.info("left out: %s (%s): %s", point.name, point.swept, _describe(point))
 
 
 def launch(config: DictConfig, points: list[Point], task: TaskFunction) -> int:

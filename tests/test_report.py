@@ -449,8 +449,8 @@ def test_the_columns_are_the_settings_that_differ(grid):
             {"resumed": [{"device": "cpu", "device_name": "CPU X", "threads": 4}]},
             "threads 1, 4",
         ),
-        ({"other_load": 0.4}, {}, "load of the machine 0.10 to 0.40 cores"),
-        ({"other_load": None}, {}, "load of the machine unknown"),
+        ({"other_load": 0.4}, {}, "load by other programs 0.10 to 0.40 cores"),
+        ({"other_load": None}, {}, "load by other programs unknown"),
         ({"other_load": 0.34}, {"resumed": [{"git_commit": None}]}, ""),
     ],
 )

@@ -414,6 +414,8 @@ def _what_exists(groups: Sequence[Group], key: str) -> str:
     values = {plain(g.settings[key]): None for g in groups if key in g.settings}
     named = [group for group in groups if f"{key}._target_" in group.settings]
     values |= {_names(group, key)[-1]: None for group in named}
+    if key == "schedule.p_L" and any(group.is_baseline for group in groups):
+        values[1] = None
     if values:
         return f"no row has this value; there are {', '.join(str(value) for value in values)}"
     return f"no row has a setting {key} that determines the result"

@@ -1,5 +1,6 @@
 """The figures of a run."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,17 @@ def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, p
             label=f"{best['test_error']:.2f} % reported",
         )
         right.set(xlabel="epoch", ylabel="error (%)", ylim=0)
-        rates = [row["lr"] for row in rows]
+        rates, dropped = [row["lr"] for row in rows], False
         for i in range(1, len(rows) - 1):
             if rates[i - 1] == rates[i] > 2 * rates[i + 1]:  # a step down, not a slope
+                dropped = True
                 for axes in (left, right):
                     axes.axvline(epochs[i], color="0.5", linestyle=":", linewidth=1)
         for axes in (left, right):
             axes.set_xlim(0, epochs[-1] * 1.03)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if dropped:
+            right.axvline(math.nan, color="0.5", linestyle=":", linewidth=1, label="lower rate")
         right.legend()
         figure.suptitle(title, fontsize=10, parse_math=False)
         figure.savefig(path)

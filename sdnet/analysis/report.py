@@ -98,9 +98,9 @@ def times_differ(runs: Sequence[Run]) -> str | None:
             return f"{key} {', '.join(found)}"
     loads = [run.summary.get("other_load") for run in runs]
     if None in loads:
-        return "load of the machine unknown"
+        return "load by other programs unknown"
     if max(loads) - min(loads) > LOAD:
-        return f"load of the machine {min(loads):.2f} to {max(loads):.2f} cores"
+        return f"load by other programs {min(loads):.2f} to {max(loads):.2f} cores"
     return None
 
 
@@ -255,8 +255,8 @@ def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[di
 
 
 PAPER = (
-    "From Huang et al. (2016), Figure 8, on CIFAR-10, one run each: hollow grey markers in p_L "
-    "(ResNet-110, read off the plot, about 0.05 either way) and a panel in heatmap (linear decay, "
+    "From Huang et al. (2016), Figure 8, on CIFAR-10, one run each, in those of these figures that are "
+    "drawn: hollow grey markers in p_L (ResNet-110, read off the plot, about 0.05 either way) and a panel in heatmap (linear decay, "
     "as printed)."
 )
 

@@ -36,7 +36,7 @@ CROWDED = 4  # more lines than that, of several settings, are drawn in a panel f
 WIDE = 8  # errors spanning more than this factor are drawn on a log axis
 
 # Huang et al. (2016), ResNet-110 on CIFAR-10, test error in % of one run each.
-PAPER_NAME = "Huang et al. 2016"
+PAPER_NAME = "Huang et al. 2016 (ResNet-110, CIFAR-10)"
 PAPER_P_L = {  # Figure 8 left, read off the plot: +-0.05
     "linear decay": (
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
@@ -77,7 +77,7 @@ class Grid:
 
 
 PAPER_GRID = Grid(  # Figure 8 right, printed: linear decay on CIFAR-10, one run each
-    "Huang et al. 2016",
+    "Huang et al. 2016 (CIFAR-10)",
     [1.0, 0.9, 0.8, 0.7, 0.6, 0.5],
     [20, 38, 56, 74, 92, 110],
     [

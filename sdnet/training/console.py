@@ -43,7 +43,8 @@ def set_up() -> Console:
     if not console.is_terminal:
         console = Console(width=160)  # a table in a file or a pipe is not to be cut at 80
     log.setLevel(logging.DEBUG)  # train.log has more than the console
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # tells all about figures in PDF
+    for talkative in ("fontTools", "alembic"):  # about every figure in PDF, about its plugins
+        logging.getLogger(talkative).setLevel(logging.WARNING)
     log.propagate = False  # Hydra's own handler would print every line once more
     log.handlers = [ConsoleHandler(console)]
     return console

@@ -60,7 +60,7 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
         "overrides": overrides,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_dirty": _is_dirty(),
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "host": platform.node(),
@@ -125,6 +125,12 @@ def _git(*arguments: str) -> str | None:
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _is_dirty() -> bool:
+    """Whether the checkout differs from its commit, by code and settings; run folders are none."""
+    changes = (_git("status", "--porcelain") or "").splitlines()
+    return any(not line.startswith("??") or line.endswith((".py", ".yaml")) for line in changes)
 
 
 def train(
