@@ -255,9 +255,9 @@ def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[di
 
 
 PAPER = (
-    "From Huang et al. (2016), Figure 8, on CIFAR-10, one run each, in those of these figures that are "
-    "drawn: hollow grey markers in p_L (ResNet-110, read off the plot, about 0.05 either way) and a panel in heatmap (linear decay, "
-    "as printed)."
+    "From Huang et al. (2016), Figure 8, on CIFAR-10, one run each, in those of these figures that "
+    "are drawn: hollow grey markers in p_L (ResNet-110, read off the plot, about 0.05 either way) "
+    "and a panel in heatmap (linear decay, as printed)."
 )
 
 
