@@ -74,6 +74,7 @@ def test_a_killed_process_on_this_machine_loses_its_lock_at_once(path):
         ("", 0, True),  # being written
         ("{half", locks.STALE_SECONDS + 5, False),
     ],
+    ids=["suspended", "id", "elsewhere", "silent", "unknown", "empty", "damaged"],
 )
 def test_a_lock_is_stale_when_its_process_or_its_heartbeat_is_gone(path, content, seconds, alive):
     path.write_text(content)

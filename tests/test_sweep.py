@@ -104,16 +104,16 @@ def test_the_same_command_runs_nothing_and_an_overlapping_one_only_what_is_new(s
 
 def test_a_killed_sweep_goes_on_to_the_same_result(swept, train, tmp_path):
     process = train(*SWEEP, background=True)
-    wait_for(lambda: len(list(tmp_path.glob("multirun/s/*/metrics.csv"))) == 2, process)
+    wait_for(lambda: len(list(tmp_path.glob("multirun/s/*/metrics.csv"))) == 3, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert len(run_folders(tmp_path)) == 2
+    assert len(run_folders(tmp_path)) == 3
     states = [summary(run)["status"] for run in run_folders(tmp_path).values()]
-    assert sorted(states) == ["completed", "running"]
+    assert sorted(states) == ["completed", "completed", "running"]
 
     again = train(*SWEEP)
     assert again.returncode == 0, again.stderr
-    assert "4 runs: 1 done, 1 to resume, 2 to run" in again.stdout
+    assert "4 runs: 2 done, 1 to resume, 1 to run" in again.stdout
     ours, theirs = run_folders(tmp_path), run_folders(swept[0])
     for name, run in ours.items():
         assert metrics(run) == metrics(theirs[name])

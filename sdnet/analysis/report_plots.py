@@ -267,7 +267,8 @@ def _scale(axes: Axes, errors: Sequence[float]) -> None:
 
 def _plain_log_ticks(axes: Axes) -> None:
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 8 * low else range(1, 10)))
+    subs = (1, 2, 5) if high > 8 * low else (1, 1.5, *range(2, 10))
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
