@@ -38,3 +38,8 @@ def train_in():
 def train(train_in, tmp_path):
     """`train_in` the test's own, empty folder."""
     return partial(train_in, tmp_path)
+
+
+def pytest_make_parametrize_id(config, val, argname):
+    """Names a function by its name, not its address: every process has to collect the same."""
+    return getattr(val, "__name__", argname) if callable(val) else None

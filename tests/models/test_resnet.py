@@ -112,7 +112,6 @@ def test_cifar_networks_have_torchvisions_names(kind, depth, shortcut):
         # 17w^2 + 12w per block; the first has fewer inputs: (64-16)16 + (128-64)32 + (256-128)64
         (lambda: resnet_cifar(164, "bottleneck"), 464 + 18 * 92_736 - 11_008 + 2_570),
     ],
-    ids=str,
 )
 def test_parameter_counts(make, count):
     with torch.device("meta"):
@@ -165,7 +164,6 @@ def test_unknown_blocks_and_imagenet_depths_are_refused_with_those_allowed():
         ),
         ({"schedule": lambda blocks: [0.5, 0.0]}, "survival must be .* got 0.0"),
     ],
-    ids=str,
 )
 def test_bad_network_settings_are_refused_by_name(change, message):
     options = {"block": BasicBlock, "stage_blocks": (1, 1), "stage_widths": (4, 8)} | change
