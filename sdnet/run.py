@@ -230,11 +230,18 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 
-    def set_status(self, status: str, reason: str | None = None) -> None:
-        """running, interrupted, completed, diverged or failed; the reason where there is one."""
-        summary = {k: v for k, v in self.summary().items() if k not in ("status", "reason")}
+    def set_status(
+        self, status: str, reason: str | None = None, result: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """running, interrupted, completed, diverged or failed; the reason where there is one.
+
+        What the summary knew stays, but for what `result` says anew. Returns the summary.
+        """
+        before = {k: v for k, v in self.summary().items() if k not in ("status", "reason")}
         head = {"status": status} | ({} if reason is None else {"reason": reason})
-        self.write_summary(head | summary)
+        summary = head | before | (result or {})
+        self.write_summary(summary)
+        return summary
 
     def provenance(self) -> dict[str, Any]:
         return json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))

@@ -257,7 +257,7 @@ class _Once:
 
 def _network(config: dict[str, Any], seen: _Once):
     """The network of a run on the meta device: shapes without values."""
-    _, image_shape, classes = seen.call(_facts, config, ("dataset",))
+    image_shape, classes = seen.call(_facts, config, ("dataset",))
 
     def network(config):
         from sdnet import build
@@ -268,12 +268,12 @@ def _network(config: dict[str, Any], seen: _Once):
     return seen.call(network, config, ("dataset", "model", "schedule"))
 
 
-def _facts(config: dict[str, Any]) -> tuple[int, tuple[int, int, int], int]:
-    """Training images, (C, H, W) of one, and classes of a data set, which is loaded for it."""
+def _facts(config: dict[str, Any]) -> tuple[tuple[int, int, int], int]:
+    """(C, H, W) of an image, and the number of classes, of a data set, which is loaded for it."""
     from sdnet import build
 
     data = build.build_data(config)
-    return len(data.train), data.image_shape, len(data.classes)
+    return data.image_shape, len(data.classes)
 
 
 def show(console: Console, points: list[Point]) -> None:
@@ -282,7 +282,7 @@ def show(console: Console, points: list[Point]) -> None:
     from sdnet.analysis.plan import expected_compute
 
     def cost(config, model):
-        return network_cost(model, seen.call(_facts, config, ("dataset",))[1])
+        return network_cost(model, seen.call(_facts, config, ("dataset",))[0])
 
     seen = _Once()
     columns = ("run", "swept", "state", "expected depth", "expected compute")

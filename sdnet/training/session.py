@@ -207,7 +207,8 @@ def _train(
     finally:
         figures = []
         if status is not None:
-            summary = _conclude(run, trainer, status, reason)
+            # first: nothing that follows may cost the result
+            summary = run.set_status(status, reason, trainer.result() if trainer else None)
             with _told("the figures could not be drawn"):
                 figures = _figures(trainer, run, name, summary) if trainer else []
         if tracker is not None:
@@ -224,17 +225,6 @@ def _told(what: str):
     except Exception as error:
         log.warning("%s: %s: %s", what, type(error).__name__, error)
         log.debug(what, exc_info=True)
-
-
-def _conclude(
-    run: RunFolder, trainer: Trainer | None, status: str, reason: str | None
-) -> dict[str, Any]:
-    """Writes the summary: first of all that follows, nothing of which may cost the result."""
-    head = {"status": status} | ({} if reason is None else {"reason": reason})
-    before = {k: v for k, v in run.summary().items() if k not in ("status", "reason")}
-    summary = head | before | (trainer.result() if trainer else {})
-    run.write_summary(summary)
-    return summary
 
 
 def _figures(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, Any]) -> list[Path]:
