@@ -4,10 +4,10 @@ python train.py schedule.p_L=0.8 seed=1            # see conf/ for every setting
 python train.py show=true                          # what would be run
 python train.py -m schedule.p_L=0.5,0.8 seed=0,1   # a sweep; the same command continues it
 python train.py resume=outputs/<run name>/<time>   # continue an interrupted run
+torchrun --nproc-per-node=4 train.py ...           # several processes, one per CUDA device
 """
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from sdnet import config as configs
 from sdnet.command import run_command
 from sdnet.run import RunFolder
+from sdnet.training import distributed
 
 
 def show(config: dict[str, Any]) -> None:
@@ -36,32 +37,25 @@ def show(config: dict[str, Any]) -> None:
 
 def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
     """Trains in a new or a resumed run folder; returns the lowest validation error in percent."""
-    from sdnet import build
     from sdnet.training import console as consoles
     from sdnet.training import session
     from sdnet.training.trainer import Interrupted
 
     console = consoles.set_up()
     run = RunFolder(config["resume"] or folder)
-    summary = session.finished(run, config)
-    if summary is not None:
-        return summary["val_error"]
-    wandb_mode = build.build_wandb_mode(config)
-    make_trainer = partial(build.build_trainer, config, run)
-    if not in_sweep:  # a sweep was checked before it began; what fails now belongs on record
-        trainer = make_trainer()
-        make_trainer = lambda: trainer  # noqa: E731
-    try:
-        return session.train(make_trainer, run, config, wandb_mode, console)["val_error"]
-    except Interrupted as error:
-        print(f"{error}; to continue: python train.py resume={run.path}")
-        session.hand_over(error)
-        raise KeyboardInterrupt from error
-    except configs.RunError as error:
-        if not in_sweep:
-            raise
-        ended = type(error)(str(error))
-    raise ended  # without its traceback: its frames hold the network, and Hydra keeps the error
+    with distributed.joined() as world:
+        try:
+            return session.work(config, run, world, console, in_sweep)
+        except Interrupted as error:
+            if world.is_main:
+                print(f"{error}; to continue: {session.command(f'resume={run.path}')}")
+            session.hand_over(error)
+            raise KeyboardInterrupt from error
+        except configs.RunError as error:
+            if not in_sweep:
+                raise
+            ended = type(error)(str(error))
+        raise ended  # without its traceback: its frames hold the network, and Hydra keeps the error
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -73,7 +67,7 @@ def main(cfg: DictConfig) -> float | None:
         if config["resume"] is not None:
             config = configs.resumed(config, hydra_config.overrides.task)
         if config["show"]:
-            return show(config)
+            return show(config) if distributed.is_main() else None
         return train(config, folder, hydra_config.mode == RunMode.MULTIRUN)
     except configs.ConfigError:
         configs.remove_empty(folder)

@@ -5,6 +5,7 @@ from typing import Any
 from sdnet import config as configs
 from sdnet import device as devices
 from sdnet import rng
+from sdnet.training.distributed import ALONE, World
 
 
 def build_data(config: dict[str, Any]):
@@ -26,11 +27,11 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int):
         )
 
 
-def build_device(config: dict[str, Any]):
-    """The device, with torch's global switches set for this run."""
+def build_device(config: dict[str, Any], world: World = ALONE):
+    """The device of this process, with torch's global switches set for this run."""
     settings = config["trainer"]
     with configs.errors_of(config, "trainer"):
-        device = devices.resolve(settings["device"])
+        device = devices.resolve(settings["device"], world.local_rank if world.size > 1 else None)
         devices.configure(
             device, settings["precision"], settings["threads"], settings["deterministic"]
         )
@@ -51,27 +52,85 @@ def build_optimization(config: dict[str, Any], model):
     return optimizer, configs.instantiate(config, "lr_schedule")
 
 
-def build_trainer(config: dict[str, Any], run):
-    """A trainer; the model's memory format comes before the optimizer, and that before a state."""
-    import torch
+def build_trainer(config: dict[str, Any], run, world: World = ALONE):
+    """A trainer; the model's memory format comes before the optimizer, and that before a state.
 
-    from sdnet.data.loader import Loader
+    Args:
+        run: the run folder; None in a process that keeps none.
+    """
     from sdnet.training.trainer import Trainer
 
-    device = build_device(config)
-    data = build_data(config)
-    model = build_model(config, len(data.classes), data.image_shape[0])
     settings = config["trainer"]
-    memory_format = torch.channels_last if settings["channels_last"] else torch.contiguous_format
-    model = model.to(device, memory_format=memory_format)
+    device = build_device(config, world)
+    with world.one_first():
+        data = build_data(config)
+    with configs.errors_of(config, "trainer"):
+        check_batches(settings, len(data.train), world.size)
+    model = build_model(config, len(data.classes), data.image_shape[0])
+    with configs.errors_of(config, "trainer"):
+        model = prepare_model(model, settings, device)
     optimizer, lr_schedule = build_optimization(config, model)
-    common = (data.normalization, settings["batch_size"], device)
-    layout = {"channels_last": settings["channels_last"]}
-    augmentation = {k: config["dataset"][k] for k in ("shift", "flip")}
-    loaders = {
-        "train": Loader(data.train, *common, seed=config["seed"], **augmentation, **layout),
-        "test": Loader(data.test, *common, **layout),
+    loaders = build_loaders(config, data, device, world)
+    world.meet()  # a mistake that one of them finds is found before the run folder is made
+    return Trainer(model, optimizer, lr_schedule, loaders, config, run, world)
+
+
+def check_batches(settings: dict[str, Any], images: int, processes: int) -> None:
+    """Raises a ValueError where a process or a part of a mini-batch would have too few images."""
+    size, parts = settings["batch_size"], settings["accumulate"] * processes
+    if size < 2 * parts:
+        raise ValueError(
+            f"batch_size must be {2 * parts} or more for accumulate={settings['accumulate']} and "
+            f"{processes} process(es), which leaves each part two images, got {size}"
+        )
+    last = images % size or size
+    if last < processes:
+        raise ValueError(
+            f"batch_size={size} leaves {last} of {images} training images for an epoch's last "
+            f"step: too few for {processes} processes; choose another size"
+        )
+
+
+def prepare_model(model, settings: dict[str, Any], device):
+    """The model on its device as the trainer's settings want it."""
+    import torch
+
+    if settings["checkpoint_blocks"] is not None:
+        if not hasattr(model, "checkpoint_blocks"):
+            raise ValueError(
+                f"checkpoint_blocks must be null for {type(model).__name__}, which cannot do it, "
+                f"got {settings['checkpoint_blocks']}"
+            )
+        model.checkpoint_blocks = settings["checkpoint_blocks"]
+    if settings["sync_batchnorm"]:
+        if device.type != "cuda":
+            raise ValueError("sync_batchnorm needs CUDA: torch has no such thing on CPU, got true")
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+    return model.to(device, memory_format=layout)
+
+
+def build_loaders(config: dict[str, Any], data, device, world: World) -> dict[str, Any]:
+    """The loaders of the parts: `train`, `test` and, where there is one, `validation`."""
+    from sdnet.data.loader import Loader
+
+    settings = config["trainer"]
+    common = {
+        "channels_last": settings["channels_last"],
+        "rank": world.rank,
+        "ranks": world.size,
     }
-    if data.validation is not None:
-        loaders["validation"] = Loader(data.validation, *common, **layout)
-    return Trainer(model, optimizer, lr_schedule, loaders, config, run)
+    augmentation = {k: config["dataset"][k] for k in ("shift", "flip")} | {"seed": config["seed"]}
+    parts = {"train": data.train, "test": data.test, "validation": data.validation}
+    return {
+        name: Loader(
+            part,
+            data.normalization,
+            settings["batch_size"],
+            device,
+            **common,
+            **(augmentation if name == "train" else {}),
+        )
+        for name, part in parts.items()
+        if part is not None
+    }

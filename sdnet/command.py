@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sdnet import config as configs
 from sdnet import sweep
+from sdnet.training import distributed
 
 
 def run_command(main: Callable[[], Any]) -> None:
@@ -18,6 +19,8 @@ def run_command(main: Callable[[], Any]) -> None:
     With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    if not full and not distributed.is_main():  # the first process says what there is to say
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on to us
     configs.register_presets()
     sweep.Callback.task = staticmethod(main.__wrapped__)

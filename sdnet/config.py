@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sdnet import run
+from sdnet.training import distributed
 
 ALLOW_VARIABLE = "SDNET_ALLOW_TARGETS"
 # What a target may be, by the group it stands in: public objects of these modules of ours, and
@@ -96,7 +97,7 @@ def _run_name(_root_: DictConfig) -> str:
 
 def _run_dir(time: str, _root_: DictConfig) -> str:
     """Where Hydra makes the folder; the current one where nothing is to be made."""
-    if _root_.show:
+    if _root_.show or not distributed.is_main():
         return "."
     if _root_.resume is not None:
         folder = Path(str(_root_.resume))
@@ -228,6 +229,9 @@ CHECKS = {
     "optimizer.skipped_update": _one_of("decay", "freeze"),
     "trainer.epochs": _whole(1),
     "trainer.batch_size": _whole(2),  # BatchNorm needs two values
+    "trainer.accumulate": _whole(1),
+    "trainer.checkpoint_blocks": _optional(_whole(1)),
+    "trainer.sync_batchnorm": _BOOLEAN,
     "trainer.eval_every": _whole(1),
     "trainer.eval_unit": _one_of("epoch", "step"),
     "trainer.log_every": _whole(1),

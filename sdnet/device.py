@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -12,8 +13,12 @@ log = logging.getLogger(__name__)
 DEFAULT_THREADS = torch.get_num_threads()  # a run before this one, in the same sweep, may change it
 
 
-def resolve(name: str) -> torch.device:
+def resolve(name: str, local_rank: int | None = None) -> torch.device:
     """The device for `auto`, `cpu`, `cuda` or `cuda:<n>`.
+
+    Args:
+        local_rank: where several processes of this machine work together, the number of this one,
+            which is that of its CUDA device.
 
     Raises:
         ValueError: a CUDA device that this machine does not have.
@@ -21,6 +26,11 @@ def resolve(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and local_rank is not None:
+        if device.index is not None:
+            raise ValueError(f"device must be auto, cpu or cuda with several processes, got {name}")
+        device = torch.device("cuda", cuda_index(local_rank))
+        name = str(device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {name} is not there: this machine has {torch.cuda.device_count()} CUDA "
@@ -53,18 +63,35 @@ def configure(device: torch.device, precision: str, threads: int | None, determi
         torch.use_deterministic_algorithms(deterministic)
 
 
+def cuda_index(local_rank: int) -> int:
+    """The CUDA device of a process; a scheduler may show each process nothing but its own."""
+    return local_rank if torch.cuda.device_count() > 1 else 0
+
+
 class OtherLoad:
-    """Processor time that other processes of this machine take: with it timings differ."""
+    """Processor time that other programs on this machine take: with it timings differ."""
 
     def start(self) -> float:
         """Starts anew; returns the seconds since the last start, 0 at the first."""
-        times, own = psutil.cpu_times(), os.times()
+        times = psutil.cpu_times()
         busy = sum(times) - times.idle - getattr(times, "iowait", 0.0)
         busy -= getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user
         busy -= getattr(times, "steal", 0.0)
-        now = busy - own.user - own.system
+        now = busy - self._own()
         before, self.now = getattr(self, "now", now), now
         return max(now - before, 0.0)
+
+    def _own(self) -> float:
+        """Processor time of this process, those it started, and those it shares its run with."""
+        root = psutil.Process()
+        if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+            root = root.parent()  # which started them all
+        total = 0.0
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                t = process.cpu_times()
+                total += t.user + t.system + t.children_user + t.children_system
+        return total
 
 
 def has_bf16() -> bool:

@@ -1,6 +1,7 @@
 """Evaluation of a network at full depth."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,26 +10,45 @@ from torch import Tensor, nn
 from sdnet import device as devices
 
 
+class Evaluation(NamedTuple):
+    """Mean cross-entropy, and errors in percent; top-5 only where there are more classes."""
+
+    loss: float
+    error: float
+    top5_error: float | None
+
+
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str = "fp32"
-) -> tuple[float, float]:
-    """Mean cross-entropy and error in percent of `model` in evaluation mode: every block active.
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    precision: str = "fp32",
+    add_up: Callable[[Tensor], None] | None = None,
+) -> Evaluation:
+    """Loss and errors of `model` in evaluation mode: every block active.
+
+    Args:
+        batches: images and labels; of this process alone where there are several.
+        add_up: replaces a tensor by its sum over all processes.
 
     The model's training mode is restored.
     """
     was_training = model.training
     model.eval()
-    loss = wrong = None
-    count = 0
+    # Sums stay on the device: reading them would wait for it at every batch.
+    sums = torch.zeros(4, dtype=torch.float64, device=next(model.parameters()).device)
+    classes = 0
     for images, labels in batches:
         with devices.autocast(images.device, precision):
             logits = model(images)
-        batch_loss = F.cross_entropy(logits.float(), labels, reduction="sum").double()
-        batch_wrong = (logits.argmax(1) != labels).sum()
-        # Sums stay on the device: reading them would wait for it at every batch.
-        loss = batch_loss if loss is None else loss + batch_loss
-        wrong = batch_wrong if wrong is None else wrong + batch_wrong
-        count += len(labels)
+        classes = logits.shape[1]
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        right = logits.topk(min(5, classes)).indices == labels[:, None]
+        wrong, wrong5 = (logits.argmax(1) != labels).sum(), (~right.any(1)).sum()
+        sums += torch.stack([loss.double(), wrong, wrong5, torch.full_like(wrong, len(labels))])
     model.train(was_training)
-    return loss.item() / count, 100.0 * wrong.item() / count
+    if add_up is not None:
+        add_up(sums)
+    loss, wrong, wrong5, count = sums.tolist()
+    top5_error = 100.0 * wrong5 / count if classes > 5 else None
+    return Evaluation(loss / count, 100.0 * wrong / count, top5_error)

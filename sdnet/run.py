@@ -31,8 +31,10 @@ COLUMNS = (
     "train_error",
     "val_loss",
     "val_error",
+    "val_top5_error",
     "test_loss",
     "test_error",
+    "test_top5_error",
     "train_seconds",
     "eval_seconds",
     "images_per_second",
@@ -53,6 +55,7 @@ NOT_RESULT = (
     "trainer.device",
     "trainer.threads",
     "trainer.log_every",
+    "trainer.checkpoint_blocks",
 )
 
 
@@ -272,7 +275,8 @@ class RunFolder:
         """Adds a row to metrics.csv; the file is replaced as a whole, so it is never half a row."""
         file = self.path / "metrics.csv"
         text = file.read_text(encoding="utf-8") if file.is_file() else ",".join(COLUMNS) + "\n"
-        cells = ["" if row[c] is None else f"{row[c]:.8g}" for c in COLUMNS]
+        columns = text.partition("\n")[0].split(",")  # a file that was begun keeps its own
+        cells = ["" if row[c] is None else f"{row[c]:.8g}" for c in columns]
         write_atomically(file, text + ",".join(cells) + "\n")
 
     def drop_after(self, step: int) -> None:

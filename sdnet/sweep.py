@@ -36,6 +36,7 @@ from rich.table import Table
 
 from sdnet import config as configs
 from sdnet import run as runs
+from sdnet.training import distributed
 
 log = logging.getLogger("sdnet")
 UNFINISHED = ("new", "interrupted")
@@ -93,6 +94,12 @@ def run_sweep(config: DictConfig, task: TaskFunction) -> int | None:
     from sdnet.training import console as consoles
 
     console = consoles.set_up()
+    if distributed.environment()[1] > 1:
+        raise configs.ConfigError(
+            "-m does not work under torchrun, whose processes would each run the sweep. Give the "
+            "sweep without torchrun: hydra/launcher=submitit_slurm_multi_gpu starts several "
+            "processes for each run (hydra.launcher.tasks_per_node; submitit_local has it too)"
+        )
     points = plan(config)
     check(points, local="submitit" not in config.hydra.launcher._target_)
     if config.show:

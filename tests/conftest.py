@@ -17,8 +17,8 @@ def train_in():
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
     environment |= {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
 
-    def run(folder, *overrides, background=False, **variables):
-        command = [sys.executable, str(ROOT / "train.py"), *overrides]
+    def run(folder, *overrides, background=False, start=(sys.executable,), **variables):
+        command = [*start, str(ROOT / "train.py"), *overrides]
         options = {
             "cwd": folder,
             "env": environment | variables,

@@ -36,6 +36,11 @@ def augment(images: Tensor, shift_y: Tensor, shift_x: Tensor, flip: Tensor) -> T
     return pixels.index_select(0, index.view(-1)).view(n, h, w, c)
 
 
+def share(count: int, rank: int, ranks: int) -> slice:
+    """The part of `count` rows that falls to one of several processes."""
+    return slice(count * rank // ranks, count * (rank + 1) // ranks)
+
+
 class Loader:
     """Iterates over a split that lies in memory on `device`.
 
@@ -46,6 +51,7 @@ class Loader:
         shift: move by up to so many pixels each way.
         flip: mirror left to right with probability 1/2.
         channels_last: memory format of the batches.
+        rank, ranks: give this process's share of every batch, of which there are `ranks`.
     """
 
     def __init__(
@@ -59,6 +65,8 @@ class Loader:
         shift: int = 0,
         flip: bool = False,
         channels_last: bool = True,
+        rank: int = 0,
+        ranks: int = 1,
     ):
         self.images = torch.from_numpy(split.images).to(device)
         self.labels = torch.from_numpy(split.labels).to(device)
@@ -70,6 +78,7 @@ class Loader:
         self.shift = shift
         self.flip = flip
         self.channels_last = channels_last
+        self.rank, self.ranks = rank, ranks
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -77,6 +86,10 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches()
+
+    def size_of(self, index: int) -> int:
+        """Images in a batch, over all processes."""
+        return min(self.batch_size, len(self.labels) - index * self.batch_size)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches `start`, start+1, ... of an epoch: images (N, C, H, W) float32, labels (N,)."""
@@ -89,13 +102,15 @@ class Loader:
         order = order.to(self.device)
         for i in range(start, len(self)):
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
-            images = self._normalize(self.images[chosen])
+            mine = share(len(chosen), self.rank, self.ranks)
+            images = self._normalize(self.images[chosen[mine]])
             if self.seed is not None and (self.shift or self.flip):
-                images = augment(images, *self._draw(epoch * len(self) + i, len(chosen)))
+                drawn = self._draw(epoch * len(self) + i, len(chosen))
+                images = augment(images, *(values[mine] for values in drawn))
             images = images.permute(0, 3, 1, 2)  # NHWC in memory is what channels_last means
             if not self.channels_last:
                 images = images.contiguous()
-            yield images, self.labels[chosen]
+            yield images, self.labels[chosen[mine]]
 
     def _normalize(self, images: Tensor) -> Tensor:
         return images.float().sub_(self.mean).div_(self.std)

@@ -5,10 +5,13 @@ a small network for a notebook. Parameters carry torchvision's names throughout.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
 from sdnet.models.blocks import ACTIVATIONS, ORDERS, BasicBlock, Bottleneck, ResidualBlock, conv
 from sdnet.models.checks import check_choice, check_drop_rate
@@ -92,6 +95,10 @@ class ResNet(nn.Module):
         init: normal initialisation of the convolutions with variance 2/fan_in (the paper) or
             2/fan_out (torchvision).
 
+    The attribute `checkpoint_blocks`, None at first, may be set to the size of the groups of
+    consecutive blocks whose activations are recomputed in the backward pass instead of kept: less
+    memory for about a third more time; gradients and BatchNorm statistics stay the same.
+
     Raises:
         ValueError: naming the argument that is out of range and what is allowed.
     """
@@ -172,6 +179,7 @@ class ResNet(nn.Module):
             first += num_blocks
             channels = width * expansion
 
+        self.checkpoint_blocks: int | None = None
         self.bn_last = nn.BatchNorm2d(channels) if order == "pre" else None
         self.activation = activation
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -194,10 +202,39 @@ class ResNet(nn.Module):
         if self.maxpool is not None:
             x = self.maxpool(x)
         for name in self.layers:
-            x = getattr(self, name)(x)
+            x = self._stage(getattr(self, name), x)
         if self.bn_last is not None:
             x = activate(self.bn_last(x))
         return self.fc(torch.flatten(self.avgpool(x), 1))
+
+    def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        size = self.checkpoint_blocks
+        if not size or not self.training or not torch.is_grad_enabled():
+            return stage(x)
+        for start in range(0, len(stage), size):
+            group = stage[start : start + size]
+            contexts = partial(_forward_and_recomputation, group)
+            x = checkpoint(group, x, use_reentrant=False, context_fn=contexts)
+        return x
+
+
+def _forward_and_recomputation(module: nn.Module) -> tuple:
+    return nullcontext(), _statistics_kept(module)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module):
+    """Keeps the running statistics of BatchNorm: the forward pass has moved them already."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    before = [(m.momentum, m.num_batches_tracked) for m in norms]
+    for m in norms:
+        # Not track_running_stats=False: then fewer tensors are saved than in the forward.
+        m.momentum, m.num_batches_tracked = 0.0, torch.zeros_like(m.num_batches_tracked)
+    try:
+        yield
+    finally:
+        for m, (momentum, count) in zip(norms, before, strict=True):
+            m.momentum, m.num_batches_tracked = momentum, count
 
 
 def _check_counts(name: str, values: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from sdnet.training import distributed
 from sdnet.training.trainer import Listener, Trainer
 
 log = logging.getLogger("sdnet")
@@ -39,9 +40,11 @@ class ConsoleHandler(logging.Handler):
 
 def set_up() -> Console:
     """The console of this process, to which the project's log goes from now on."""
-    console = Console()
+    console = Console(quiet=not distributed.is_main())
     if not console.is_terminal:
-        console = Console(width=160)  # a table in a file or a pipe is not to be cut at 80
+        console = Console(
+            width=160, quiet=console.quiet
+        )  # a table in a file or a pipe is not to be cut at 80
     log.setLevel(logging.DEBUG)  # train.log has more than the console
     for talkative in ("fontTools", "alembic"):  # about every figure in PDF, about its plugins
         logging.getLogger(talkative).setLevel(logging.WARNING)

@@ -76,17 +76,13 @@ def set_rate(optimizer: Optimizer, factor: float) -> float:
     return optimizer.param_groups[0]["lr"]
 
 
-def clear_gradients(optimizer: Optimizer, skipped_update: str) -> None:
-    """Clears the gradients before a step, which decides what befalls the blocks it skips.
+def zero_skipped(optimizer: Optimizer) -> None:
+    """Gives a zero gradient, after the backward pass, to each parameter that got none.
 
-    `decay` leaves zeros, so that weight decay and momentum act on a skipped block, as in the
-    paper's code; `freeze` leaves None, and the optimizer passes the block over.
+    So weight decay and momentum act on a skipped block, as in the paper's code. Without it the
+    optimizer passes the block over. The gradients must have been None before the pass.
     """
-    if skipped_update == "freeze":
-        optimizer.zero_grad(set_to_none=True)
-        return
-    optimizer.zero_grad(set_to_none=False)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if parameter.grad is None:  # before the first step
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

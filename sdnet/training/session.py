@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from rich.console import Console
 
+from sdnet import build, tracking
 from sdnet import device as devices
-from sdnet import tracking
-from sdnet.config import Busy, RunError
+from sdnet.config import Busy, ConfigError, RunError
 from sdnet.lock import Lock, Locked
 from sdnet.run import RunFolder, run_name
+from sdnet.training import distributed
 from sdnet.training.console import ConsoleListener, result_lines
+from sdnet.training.distributed import ALONE, Lost, World
 from sdnet.training.trainer import Diverged, Interrupted, Listener, Trainer
 
 log = logging.getLogger("sdnet")
@@ -56,7 +59,7 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
     overrides = list(hydra.overrides.task)
     typed = overrides if hydra.mode == RunMode.MULTIRUN else sys.argv[1:]
     return {
-        "command": shlex.join(["python", "train.py", *typed]),
+        "command": command(*typed),
         "overrides": overrides,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": _git("rev-parse", "HEAD"),
@@ -66,6 +69,13 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
         "host": platform.node(),
         "seed": config["seed"],
     }
+
+
+def command(*overrides: str) -> str:
+    """What to type for a run of as many processes as this one has."""
+    _, size, _ = distributed.environment()
+    start = ["torchrun", f"--nproc-per-node={size}"] if size > 1 else ["python"]
+    return shlex.join([*start, "train.py", *overrides])
 
 
 def begin(run: RunFolder, config: dict[str, Any]) -> None:
@@ -85,7 +95,8 @@ def begin(run: RunFolder, config: dict[str, Any]) -> None:
 def note_device(run: RunFolder, device: torch.device) -> None:
     """Adds to the provenance of this process's work what its timings depend on."""
     known = run.provenance()
-    (known["resumed"][-1] if "resumed" in known else known).update(devices.describe(device))
+    where = devices.describe(device) | {"processes": distributed.environment()[1]}
+    (known["resumed"][-1] if "resumed" in known else known).update(where)
     run.write_provenance(known)
 
 
@@ -133,12 +144,38 @@ def _is_dirty() -> bool:
     return any(not line.startswith("??") or line.endswith((".py", ".yaml")) for line in changes)
 
 
+def work(
+    config: dict[str, Any], run: RunFolder, world: World, console: Console, in_sweep: bool
+) -> float | None:
+    """This process's part in a run; returns the lowest validation error in percent.
+
+    Raises:
+        ConfigError: a mistake found before anything was written.
+        RunError, Interrupted: see `train`.
+    """
+    if not world.is_main:
+        return follow(partial(build.build_trainer, config, None, world), world)
+    summary = finished(run, config)
+    if summary is None:
+        wandb_mode = build.build_wandb_mode(config)
+        make_trainer = partial(build.build_trainer, config, run, world)
+        if not in_sweep:  # a sweep was checked before it began; what fails now belongs on record
+            try:
+                trainer = make_trainer()
+            except Lost as error:
+                raise ConfigError(world.error_elsewhere() or str(error)) from error
+            make_trainer = lambda: trainer  # noqa: E731
+        summary = train(make_trainer, run, config, wandb_mode, console, world)
+    return summary["val_error"]
+
+
 def train(
     make_trainer: Callable[[], Trainer],
     run: RunFolder,
     config: dict[str, Any],
     wandb_mode: str,
     console: Console,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Trains a new or unfinished run to its end, and returns its summary.
 
@@ -162,7 +199,7 @@ def train(
             return summary
         begin(run, config)
         with _log_file(run), ConsoleListener(console) as shown:
-            summary = _train(make_trainer, run, config, wandb_mode, Guard(lock, run), shown)
+            summary = _train(make_trainer, run, config, wandb_mode, Guard(lock, run), shown, world)
             for line in result_lines(config, summary, str(run.path)):
                 log.info(line)
     return summary
@@ -175,6 +212,7 @@ def _train(
     wandb_mode: str,
     guard: Guard,
     shown: ConsoleListener,
+    world: World,
 ) -> dict[str, Any]:
     name, known = run_name(config), run.provenance()
     trainer = tracker = None
@@ -186,6 +224,7 @@ def _train(
             run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
         made = make_trainer()
         note_device(run, made.device)
+        world.start()
         made.resume()
         trainer = made  # from here on its counters speak for the run
         trainer.listeners = (guard, shown, tracker) if tracker else (guard, shown)
@@ -202,6 +241,9 @@ def _train(
         status, reason = "failed", f"{type(error).__name__}: {error}"
         if isinstance(error, Diverged):
             status, reason = "diverged", str(error)
+        elif isinstance(error, Lost):  # killed, if it could not say why
+            found = world.error_elsewhere()
+            status, reason = ("failed", found) if found else ("interrupted", str(error))
         log.debug("the run %s", status, exc_info=True)  # the traceback, to train.log alone
         raise RunError(f"{run.path} {status}: {reason}") from error
     finally:
@@ -215,6 +257,24 @@ def _train(
             with _told("the W&B run could not be ended"):
                 tracker.finish(summary, figures)
     return summary
+
+
+def follow(make_trainer: Callable[[], Trainer], world: World) -> None:
+    """The part in a run of a process other than the first: the same steps, and nothing on record.
+
+    Raises:
+        Interrupted, Diverged: as in every process.
+    """
+    try:
+        trainer = make_trainer()
+        if world.start():  # else there is nothing left to do
+            trainer.resume()
+            with _stop_on_signal(trainer):
+                trainer.fit()
+    except (Interrupted, Diverged):
+        raise
+    except Exception as error:
+        world.fail(error)
 
 
 @contextmanager
@@ -261,11 +321,14 @@ def _stop_on_signal(trainer: Trainer):
     Where handlers for SIGUSR1 or SIGUSR2 are installed, submitit is there, which Slurm warns in
     this way of a time limit or a preemption: then that signal ends the run, and `hand_over` calls
     the handler once everything is saved. SIGTERM comes before it, or alone; it only saves there.
+
+    torchrun passes a signal on that its processes have from the terminal already: the second one
+    is no haste, and a run that does not stop is killed by torchrun, after 30 seconds.
     """
 
     def stop(number, frame):
         trainer.stop_requested, trainer.stop_signal = True, number
-        if number not in warnings:
+        if number not in warnings and trainer.world.size == 1:
             signal.signal(number, signal.default_int_handler)
 
     def save(number, frame):
@@ -280,6 +343,8 @@ def _stop_on_signal(trainer: Trainer):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if trainer.world.size > 1:  # torchrun sends it when one process ends before another
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def hand_over(interrupted: Interrupted) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +13,11 @@ from torch.optim import Optimizer
 
 from sdnet import device as devices
 from sdnet.data.loader import Loader
-from sdnet.evaluation import evaluate
+from sdnet.evaluation import Evaluation, evaluate
 from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival
 from sdnet.run import RunFolder, select
-from sdnet.training.optim import clear_gradients, set_rate
+from sdnet.training.distributed import ALONE, World
+from sdnet.training.optim import set_rate, zero_skipped
 
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
 
@@ -28,7 +29,7 @@ class Diverged(Exception):
 class Interrupted(Exception):
     """The run was asked to stop, by the signal of that number if any, and its state is saved."""
 
-    def __init__(self, message: str, number: int | None = None):
+    def __init__(self, message: str, number: int = 0):
         super().__init__(message)
         self.number = number
 
@@ -57,7 +58,8 @@ class Trainer:
         lr_schedule: called as `lr_schedule(epoch, epochs)`; see `sdnet.training.optim`.
         loaders: `train`, `test` and, where images were set aside, `validation`.
         config: the whole resolved configuration.
-        run: where rows and checkpoints go.
+        run: where rows and checkpoints go; None in a process that keeps none.
+        world: the processes that train this model; each of them has a trainer.
         listeners: told of the start, of each step and of each row; see `Listener`.
     """
 
@@ -68,7 +70,8 @@ class Trainer:
         lr_schedule: Callable[[float, int], float],
         loaders: dict[str, Loader],
         config: dict[str, Any],
-        run: RunFolder,
+        run: RunFolder | None,
+        world: World = ALONE,
         listeners: tuple["Listener", ...] = (),
     ):
         self.model = model
@@ -78,6 +81,7 @@ class Trainer:
         self.settings = config["trainer"]
         self.skipped_update = config["optimizer"]["skipped_update"]
         self.run = run
+        self.world = world
         self.listeners = listeners
         self.gates = GateSampler(model, config["seed"])
         self.device = next(model.parameters()).device
@@ -92,7 +96,7 @@ class Trainer:
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
         self.lr = 0.0
         self.stop_requested = False
-        self.stop_signal: int | None = None  # that asked for it
+        self.stop_signal = 0  # that asked for it, if any
         self.save_requested = False
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -117,7 +121,8 @@ class Trainer:
                 due = step % self.eval_steps == 0 or step == self.total_steps
                 for listener in self.listeners:
                     listener.on_step(self)
-                if due or self.stop_requested or step % CHECK_EVERY == 0:
+                stop, self.stop_signal = self.world.agree(self.stop_requested, self.stop_signal)
+                if due or stop or step % CHECK_EVERY == 0:
                     self.check_finite()  # waits for the device
                 now = time.perf_counter()
                 self.counters.interval_seconds += now - clock
@@ -125,8 +130,8 @@ class Trainer:
                 if due:
                     self.record()
                     clock = time.perf_counter()
-                stop = self.stop_requested and step < self.total_steps
-                if stop or self.save_requested:
+                stop = stop and step < self.total_steps
+                if (stop or self.save_requested) and self.world.is_main:
                     self.run.save_checkpoint(self.state())
                     self.save_requested = False
                 if stop:
@@ -134,8 +139,12 @@ class Trainer:
                     raise Interrupted(message, self.stop_signal)
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """One step of stochastic gradient descent on one mini-batch with one draw of gates."""
-        counters = self.counters
+        """One step of stochastic gradient descent on one mini-batch with one draw of gates.
+
+        Where several processes share the mini-batch, `images` are those of this one; and they may
+        be computed in `accumulate` parts. The gradient is that of the mean loss over all of it.
+        """
+        counters, world = self.counters, self.world
         self.lr = set_rate(
             self.optimizer, self.lr_schedule(counters.step / self.steps_per_epoch, self.epochs)
         )
@@ -143,24 +152,43 @@ class Trainer:
             self.model,
             self.model.schedule(self.model.stage_blocks, counters.step / self.total_steps),
         )
-        gates = self.gates.draw(counters.step, len(images))
-        set_gates(self.model, gates)
-        clear_gradients(self.optimizer, self.skipped_update)
-        with devices.autocast(self.device, self.settings["precision"]):
-            logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), labels)
-        loss.backward()
+        size = self.loaders["train"].size_of(counters.step % self.steps_per_epoch)
+        gates = self.gates.draw(counters.step, size)
+        mine = gates[:, world.share(size)] if gates.ndim == 2 else gates
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = [self.backward(*part, size) for part in self.parts(images, labels, mine)]
+        step_sums = torch.stack(sums).sum(0)
+        world.reduce(self.model, step_sums)
+        if self.skipped_update == "decay":
+            zero_skipped(self.optimizer)
         self.optimizer.step()
 
-        with torch.no_grad():
-            wrong = (logits.argmax(1) != labels).sum()
-            self.sums += torch.stack([loss.detach() * len(images), wrong]).double()
+        self.sums += step_sums
         active = int(gates.sum()) if gates.ndim == 1 else float(gates.double().mean(1).sum())
         counters.step += 1
-        counters.images += len(images)
+        counters.images += size
         counters.active += active
         counters.interval_active += active
         counters.interval_steps += 1
+
+    def parts(self, images: Tensor, labels: Tensor, gates: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The mini-batch, or nearly equal parts of it, with gates for their rows."""
+        full = -(-self.settings["batch_size"] // (self.settings["accumulate"] * self.world.size))
+        count = -(-len(images) // full)
+        parts = (tensor.tensor_split(count) for tensor in (images, labels))
+        rows = gates.tensor_split(count, dim=1) if gates.ndim == 2 else [gates] * count
+        return zip(*parts, rows, strict=True)
+
+    def backward(self, images: Tensor, labels: Tensor, gates: Tensor, size: int) -> Tensor:
+        """Adds a part's share of the gradient; returns its loss, summed, and its wrong answers."""
+        set_gates(self.model, gates)
+        with devices.autocast(self.device, self.settings["precision"]):
+            logits = self.model(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        (loss * (len(images) / size)).backward()
+        with torch.no_grad():
+            wrong = (logits.argmax(1) != labels).sum()
+            return torch.stack([loss.detach() * len(images), wrong])
 
     def check_finite(self) -> None:
         loss = self.sums[0].item()
@@ -180,11 +208,12 @@ class Trainer:
         start = time.perf_counter()
         results: dict[str, float | None] = {}
         for part, prefix in (("validation", "val"), ("test", "test")):
-            loss = error = None
+            numbers = dict.fromkeys(Evaluation._fields)
             if part in self.loaders:
                 precision = self.settings["precision"]
-                loss, error = evaluate(self.model, self.loaders[part], precision)
-            results |= {f"{prefix}_loss": loss, f"{prefix}_error": error}
+                found = evaluate(self.model, self.loaders[part], precision, self.world.sum)
+                numbers = found._asdict()
+            results |= {f"{prefix}_{name}": value for name, value in numbers.items()}
         counters.eval_seconds += time.perf_counter() - start
         counters.other_seconds += self.load.start()
         row = {
@@ -202,9 +231,10 @@ class Trainer:
         counters.images = counters.interval_steps = counters.interval_active = 0
         counters.interval_seconds = 0.0
         self.sums.zero_()
-        self.run.append_row(row)
-        self.run.save_checkpoint(self.state())
-        self.save_best()
+        if self.world.is_main:
+            self.run.append_row(row)
+            self.run.save_checkpoint(self.state())
+            self.save_best()
         for listener in self.listeners:
             listener.on_row(self, row)
 
@@ -224,17 +254,26 @@ class Trainer:
             "sums": self.sums,
         }
 
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes on what `state` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.counters = Counters(**state["counters"])
+        self.sums.copy_(state["sums"])
+
     def resume(self) -> None:
         """Goes back to the run folder's last checkpoint, or to the start where there is none."""
-        state = self.run.load_checkpoint()
-        if state is not None:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.counters = Counters(**state["counters"])
-            self.sums.copy_(state["sums"])
-        self.run.drop_after(self.counters.step)
-        if self.run.rows():
-            self.save_best()  # a process killed after `last` had no time for it
+        if self.world.is_main:
+            state = self.run.load_checkpoint()
+            if state is not None:
+                self.load(state)
+            self.run.drop_after(self.counters.step)
+            if self.run.rows():
+                self.save_best()  # a process killed after `last` had no time for it
+        if self.world.size > 1:  # all begin with the very same numbers
+            state = self.world.broadcast(self.state() if self.world.is_main else None)
+            if not self.world.is_main:
+                self.load(state)
 
     def result(self) -> dict[str, Any]:
         """The numbers of summary.json, from the rows recorded so far."""
@@ -250,6 +289,7 @@ class Trainer:
             "best_epoch": best.get("epoch"),
             "val_error": best.get("val_error"),
             "test_error": best.get("test_error"),
+            "test_top5_error": best.get("test_top5_error"),
             "final_test_error": rows[-1]["test_error"] if rows else None,
             "selection": selection,
             "epochs": self.epochs,

@@ -370,3 +370,46 @@ def test_channels_last_and_contiguous_inputs_agree(order, shortcut, training, sc
         for to in (torch.contiguous_format, torch.channels_last):
             net.to(memory_format=to)
             assert_close(net(x.to(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("order", ["post", "pre"])
+@pytest.mark.parametrize(
+    "granularity, given", [("batch", True), ("sample", True), ("batch", False)]
+)
+def test_recomputed_activations_give_the_same_gradients_and_statistics(order, granularity, given):
+    options = {"schedule": Uniform(0.5), "order": order, "granularity": granularity}
+    kept = resnet_cifar(20, **options)
+    recomputed = deepcopy(kept)
+    recomputed.checkpoint_blocks = 2  # of 3 in a stage
+    sampler = GateSampler(kept, seed=0)
+    images = torch.randn(6, 3, 8, 8)
+    for step in range(3):
+        gates = sampler.draw(step, 6) if given else None
+        for model in (kept, recomputed):
+            set_gates(model, gates)
+            with torch.random.fork_rng():
+                torch.manual_seed(step)  # for gates that the blocks draw themselves
+                model(images).square().sum().backward()
+    parameters = zip(kept.parameters(), recomputed.parameters(), strict=True)
+    assert any(p.grad is not None for p in kept.parameters())
+    for a, b in parameters:
+        assert (a.grad is None) == (b.grad is None)
+        assert a.grad is None or torch.equal(a.grad, b.grad)
+    state = recomputed.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in kept.state_dict().items())
+
+
+def test_recomputation_keeps_fewer_activations():
+    saved = {}
+    for size in (None, 3):
+        model = resnet_cifar(56)
+        model.checkpoint_blocks = size
+        saved[size] = 0
+
+        def count(tensor, size=size):
+            saved[size] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(torch.randn(2, 3, 16, 16))
+    assert saved[3] < saved[None] / 4

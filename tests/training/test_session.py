@@ -5,13 +5,15 @@ from types import SimpleNamespace
 import pytest
 
 from sdnet.training import session
+from sdnet.training.distributed import ALONE
 from sdnet.training.trainer import Interrupted
 
 
 @pytest.fixture
 def asked():
     """A stand-in for the trainer, and the signals that a launcher's handler was called with."""
-    trainer = SimpleNamespace(stop_requested=False, stop_signal=None, save_requested=False)
+    asked_for = dict.fromkeys(("stop_requested", "stop_signal", "save_requested"), False)
+    trainer = SimpleNamespace(**asked_for, world=ALONE)
     calls = []
     before = signal.getsignal(signal.SIGUSR2)
     yield trainer, calls

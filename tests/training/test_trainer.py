@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from sdnet import config as configs
-from sdnet.build import build_trainer
+from sdnet.build import build_trainer, check_batches
 from sdnet.run import RunFolder
 from sdnet.training.trainer import Diverged, Interrupted, Listener
 from tests.test_config import composed
+from tests.training.steps import with_group_norm
 
 SMALL = ["model.depth=8", "trainer.epochs=2", "dataset.size=8"]
 TIMES = ("train_seconds", "eval_seconds", "images_per_second")
@@ -136,6 +137,49 @@ def test_a_schedule_may_change_with_progress(tmp_path):
     trainer.fit()
     assert seen == pytest.approx([step / 22 for step in range(22)])
     assert trainer.model.blocks[0].survival == pytest.approx(1 - 21 / 44)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_a_step_in_parts_under_one_draw_of_gates_equals_a_whole_one(tmp_path, granularity):
+    states = []
+    for parts in (1, 3):
+        small = ["trainer.epochs=1", f"trainer.accumulate={parts}"]
+        trainer = make(tmp_path / f"{parts}", *small, f"model.granularity={granularity}")
+        with_group_norm(trainer.model)  # which does not see how a mini-batch is divided
+        trainer.model.register_forward_pre_hook(lambda _, images: images[0].double())
+        trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), 0.1)
+        for images, labels in trainer.loaders["train"].batches(0):
+            assert len(list(trainer.parts(images, labels, torch.ones(3)))) <= parts
+            trainer.train_step(images, labels)
+        states.append(trainer.model.state_dict() | {"sums": trainer.sums})
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-6, atol=1e-9)
+
+
+def test_recomputed_activations_change_nothing_on_record(tmp_path):
+    kept, recomputed = make(tmp_path / "kept"), make(tmp_path / "r", "trainer.checkpoint_blocks=2")
+    for trainer in (kept, recomputed):
+        trainer.fit()
+    assert without_times(kept.run.rows()) == without_times(recomputed.run.rows())
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ("trainer.batch_size=5 trainer.accumulate=3", "batch_size must be 6 or more for"),
+        ("trainer.sync_batchnorm=true", "sync_batchnorm needs CUDA"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_by_name(tmp_path, overrides, message):
+    with pytest.raises(configs.ConfigError, match=f"trainer.{message}"):
+        make(tmp_path / "run", *overrides.split())
+
+
+def test_a_last_mini_batch_too_small_for_the_processes_is_refused():
+    settings = {"batch_size": 128, "accumulate": 1}
+    check_batches(settings, 1_281_167, 15)  # 15 are left: one for each
+    with pytest.raises(ValueError, match="leaves 15 of 1281167 training images"):
+        check_batches(settings, 1_281_167, 16)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):

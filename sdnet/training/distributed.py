@@ -1,0 +1,231 @@
+"""Several processes that train one network: which of them this one is, and what they exchange.
+
+torchrun, or a submitit job with several tasks, starts the same command once per device. Each
+process draws the same gates and takes its share of every mini-batch; the first one, rank 0, alone
+has the run folder, the W&B run and the console. It may end at any time for reasons of its own: it
+says so in the store that all of them reach, and the others end with it.
+"""
+
+import io
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sdnet import device as devices
+from sdnet.data.loader import share
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 10.0  # for a process to end by itself after rank 0 has
+STARTED, ENDED, ERROR = "sdnet/started", "sdnet/ended", "sdnet/error"
+
+
+class Lost(Exception):
+    """Another process of the run answers no more."""
+
+
+def environment() -> tuple[int, int, int]:
+    """Rank, number of processes and rank on this machine: (0, 1, 0) for a process alone."""
+    if "WORLD_SIZE" not in os.environ and "SUBMITIT_EXECUTOR" in os.environ:
+        import submitit
+
+        if submitit.JobEnvironment().num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+    names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    return tuple(int(os.environ.get(name, default)) for name, default in names)
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks for all."""
+    return environment()[0] == 0
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise Lost("another process of the run is gone") from error
+
+
+def _all_reduce(tensor: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
+    with _answered():
+        dist.all_reduce(tensor, operation)
+
+
+@dataclass
+class World:
+    """The processes that work on one run, as one of them sees it; by default it is alone."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    store: dist.Store | None = None
+    buffer: Tensor | None = None  # of `reduce`
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """This process's part of `count` rows."""
+        return share(count, self.rank, self.size)
+
+    def sum(self, tensor: Tensor) -> None:
+        """Replaces a tensor by its sum over all processes."""
+        if self.size > 1:
+            _all_reduce(tensor)
+
+    def agree(self, *numbers: int) -> list[int]:
+        """The largest of each number over all processes; no accelerator is waited for."""
+        if self.size == 1:
+            return list(numbers)
+        tensor = torch.tensor(numbers)
+        _all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+    def broadcast(self, state: dict[str, Any] | None) -> dict[str, Any]:
+        """The state that rank 0 gave, with tensors on the CPU."""
+        file = io.BytesIO()
+        torch.save(state, file)
+        sent = [file.getvalue()]
+        with _answered():
+            dist.broadcast_object_list(sent, device=torch.device("cpu"))
+        return torch.load(io.BytesIO(sent[0]), map_location="cpu", weights_only=True)
+
+    def meet(self) -> None:
+        """Waits for every process to come here."""
+        self.agree(0)
+
+    @contextmanager
+    def one_first(self) -> Iterator[None]:
+        """One process of each machine before its others: it downloads and caches for them."""
+        if self.local_rank > 0:
+            self.meet()
+        yield
+        if self.local_rank == 0:
+            self.meet()
+
+    def reduce(self, model: nn.Module, sums: Tensor) -> None:
+        """Sums gradients and `sums` over all processes and averages BatchNorm's statistics.
+
+        One message after the backward pass, of what this step computed: the branch of a closed
+        block has no gradient, in no process, and is not sent. DistributedDataParallel sends it all
+        the same, with find_unused_parameters=True or with zero gradients attached to closed blocks;
+        of the three this one cost least in five of six cases of `benchmarks/reduce.py` (two gloo
+        processes, small batches) and as much as the others at full ones. It does not overlap with
+        the backward pass, which may matter for large networks on slow connections.
+        """
+        if self.size == 1:
+            return
+        tensors = [p.grad for p in model.parameters() if p.grad is not None]
+        statistics = [
+            tensor
+            for m in model.modules()
+            if isinstance(m, _BatchNorm) and m.track_running_stats
+            if m.weight is None or m.weight.grad is not None  # it took part in this step
+            for tensor in (m.running_mean, m.running_var)
+        ]
+        tensors += [*statistics, sums]
+        sizes = [tensor.numel() for tensor in tensors]
+        flat = self._buffer(sum(sizes), tensors[0])
+        torch.cat([tensor.reshape(-1) for tensor in tensors], out=flat)
+        _all_reduce(flat)
+        parts = flat.split(sizes)
+        torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
+        if statistics:
+            torch._foreach_div_(statistics, self.size)
+
+    def _buffer(self, size: int, like: Tensor) -> Tensor:
+        """Memory that is kept from step to step: new pages would take longer than the message."""
+        if self.buffer is None or self.buffer.numel() < size or self.buffer.dtype != like.dtype:
+            self.buffer = like.new_empty(size)
+        return self.buffer[:size]
+
+    # -- beginning and end ------------------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Whether there is something to do: rank 0 says so by calling this, the others wait."""
+        if self.size == 1:
+            return True
+        if self.is_main:
+            self.store.set(STARTED, "1")
+            return True
+        while not self.has_ended():
+            if self.store.check([STARTED]):
+                return True
+            time.sleep(POLL_SECONDS)
+        return False
+
+    def has_ended(self) -> bool:
+        """Whether rank 0 is done, or gone."""
+        try:
+            return self.store.check([ENDED])
+        except Exception:  # it kept the store
+            return True
+
+    def error_elsewhere(self) -> str | None:
+        """What another process reported, where one did."""
+        if self.size == 1 or not self.store.check([ERROR]):
+            return None
+        return self.store.get(ERROR).decode()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends a process other than rank 0, which then finds the reason in the store."""
+        text = f"on rank {self.rank}: {type(error).__name__}: {error}"
+        try:
+            first = self.store.compare_set(ERROR, "", text).decode() == text
+        except Exception:  # rank 0 is gone, which is the reason
+            first = False
+        if first and not self.has_ended():
+            print(f"error {text}", file=sys.__stderr__, flush=True)
+        os._exit(1)  # at once: the others wait for an answer of this process, or for its end
+
+    def _leave(self) -> None:
+        if self.is_main:
+            self.store.set(ENDED, "1")
+        while not self.has_ended():  # a scheduler may take the end of one for the end of all
+            time.sleep(POLL_SECONDS)
+        dist.destroy_process_group()
+
+    def _watch(self, left: threading.Event) -> None:
+        """Ends this process where rank 0 has ended and cannot answer what this one waits for."""
+        while not left.wait(POLL_SECONDS):
+            if self.has_ended() and not left.wait(GRACE_SECONDS):
+                os._exit(1)
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Joins the processes of a run, until the end of the block."""
+    rank, size, local_rank = environment()
+    if size == 1:
+        yield ALONE
+        return
+    store, _, _ = next(dist.rendezvous("env://", rank, size))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(devices.cuda_index(local_rank))
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    world = World(rank, size, local_rank, store)
+    left = threading.Event()
+    if not world.is_main:
+        threading.Thread(target=world._watch, args=(left,), daemon=True).start()
+    try:
+        yield world
+    finally:
+        world._leave()
+        left.set()

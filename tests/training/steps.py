@@ -1,0 +1,61 @@
+"""Twenty steps of training, alone or as one of several processes: `torchrun ... steps.py FOLDER`.
+
+Each process writes the networks it ends with to FOLDER/<rank>.pt.
+"""
+
+import sys
+from itertools import product
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sdnet import config as configs
+from sdnet.build import build_trainer
+from sdnet.training import distributed
+
+CASES = [
+    (f"model.granularity={granularity}", f"optimizer.skipped_update={update}", f"{norm}")
+    for granularity, update, norm in product(
+        ("batch", "sample"), ("decay", "freeze"), ("group", "batch")
+    )
+]
+
+
+def with_group_norm(module):
+    """Replaces BatchNorm, which sees its own process's images only, and computes in float64."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(4, child.num_features))
+        else:
+            with_group_norm(child)
+    return module.double()
+
+
+def trained(granularity, update, norm, world):
+    from tests.test_config import composed
+
+    small = ["model.depth=14", "dataset.size=8", "trainer.device=cpu", "trainer.threads=1"]
+    small += ["trainer.epochs=2", "dataset.shift=1", "schedule=uniform", "optimizer.lr=0.01"]
+    config = composed(*small, granularity, update)
+    trainer = build_trainer(config, None, world)
+    if norm == "group":
+        with_group_norm(trainer.model)
+        trainer.model.register_forward_pre_hook(lambda _, images: images[0].double())
+        trainer.optimizer = configs.instantiate(config, "optimizer", trainer.model.parameters())
+    trainer.model.train()
+    for epoch in range(2):  # 22 steps, each epoch's last with 13 images
+        for images, labels in trainer.loaders["train"].batches(epoch):
+            trainer.train_step(images, labels)
+    return trainer.model.state_dict() | {"sums": trainer.sums}
+
+
+def main(folder):
+    torch.set_num_threads(1)
+    with distributed.joined() as world:
+        states = {" ".join(case): trained(*case, world) for case in CASES}
+        torch.save(states, Path(folder) / f"{world.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
