@@ -36,8 +36,16 @@ def augment(images: Tensor, shift_y: Tensor, shift_x: Tensor, flip: Tensor) -> T
     return pixels.index_select(0, index.view(-1)).view(n, h, w, c)
 
 
+def _copied_to(device: torch.device, split: Split) -> Tensor:
+    """The images of a split (N, H, W, C), copied a block at a time."""
+    images = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
+    for i in range(0, len(split), 1024):
+        images[i : i + 1024] = torch.from_numpy(split[i : i + 1024])
+    return images
+
+
 class Loader:
-    """Iterates over a split that lies in memory on `device`.
+    """Iterates over a split in memory: on the CPU where it lies, else copied to `device`.
 
     Args:
         normalization: fitted on the training part.
@@ -60,12 +68,17 @@ class Loader:
         flip: bool = False,
         channels_last: bool = True,
     ):
-        self.images = torch.from_numpy(split.images).to(device)
+        self.device = torch.device(device)
+        if self.device.type == "cpu":  # the array that the split shares with others
+            self.images = torch.from_numpy(split.images)
+            self.rows = torch.from_numpy(split.indices)
+        else:
+            self.images = _copied_to(self.device, split)
+            self.rows = torch.arange(len(split), device=device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.mean = torch.from_numpy(normalization.mean).to(device)
         self.std = torch.from_numpy(normalization.std).to(device)
         self.batch_size = batch_size
-        self.device = torch.device(device)
         self.seed = seed
         self.shift = shift
         self.flip = flip
@@ -89,7 +102,7 @@ class Loader:
         order = order.to(self.device)
         for i in range(start, len(self)):
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
-            images = self._normalize(self.images[chosen])
+            images = self._normalize(self.images[self.rows[chosen]])
             if self.seed is not None and (self.shift or self.flip):
                 images = augment(images, *self._draw(epoch * len(self) + i, len(chosen)))
             images = images.permute(0, 3, 1, 2)  # NHWC in memory is what channels_last means

@@ -20,16 +20,28 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Split:
-    """Images (N, H, W, C) as uint8 and labels (N,) as int64."""
+    """The rows `indices` (N,) of `images` (M, H, W, C; uint8), with their labels (N,) as int64.
+
+    Splits of one data set share `images`, so that setting some aside copies none. `split[rows]`
+    copies the images of its own rows, `rows` counted from 0 to N-1: a slice or an array.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    indices: np.ndarray | None = None  # None: all, in their order
+
+    def __post_init__(self):
+        if self.indices is None:
+            self.indices = np.arange(len(self.images))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: np.ndarray) -> "Split":
-        return Split(self.images[indices], self.labels[indices])
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self.images[self.indices[rows]]
+
+    def subset(self, rows: np.ndarray) -> "Split":
+        return Split(self.images, self.labels[rows], self.indices[rows])
 
 
 @dataclass

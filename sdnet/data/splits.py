@@ -23,20 +23,21 @@ class Normalization:
     KINDS: ClassVar = ("pixel", "channel")
 
     @classmethod
-    def fit(cls, images: np.ndarray, kind: str) -> "Normalization":
-        """Statistics of the training images (N, H, W, C).
+    def fit(cls, images: Split | np.ndarray, kind: str) -> "Normalization":
+        """Statistics of the training images: a split, or an array (N, H, W, C).
 
         `pixel` subtracts the mean image and divides by one standard deviation over all values, as
         the paper does; `channel` uses one mean and standard deviation per channel.
         """
         check_choice("normalization", kind, cls.KINDS)
         axis = 0 if kind == "pixel" else (0, 1, 2)
-        total = squares = 0
+        total = squares = values = 0
         for i in range(0, len(images), 1024):  # a block at a time: no float copy of the data set
             block = torch.from_numpy(images[i : i + 1024])
+            values += block.numel()
             total += block.sum(axis).double().numpy()  # whole numbers: the sums are exact
             squares += block.float().square_().sum(axis, dtype=torch.float64).numpy()
-        count = images.size / total.size
+        count = values / total.size
         mean = total / count
         variance = squares / count - mean**2
         if kind == "pixel":
@@ -89,7 +90,7 @@ def prepare(source: Source, validation: int | float, normalization: str, seed: i
             f"validation={validation} leaves no training image of {names}: {len(source.train)} "
             f"images are too few for it"
         )
-    fitted = Normalization.fit(train.images, normalization)
+    fitted = Normalization.fit(train, normalization)
     return Data(train, held_out, source.test, source.classes, fitted)
 
 

@@ -10,12 +10,12 @@ from sdnet.data import sources
 
 def test_digits_have_a_fixed_stratified_test_part_of_real_images():
     source = sources.digits()
-    assert source.train.images.shape == (1437, 16, 16, 1)
-    assert source.test.images.shape == (360, 16, 16, 1)
-    assert source.train.images.max() > 200 and source.train.images.dtype == np.uint8
+    assert source.train[:].shape == (1437, 16, 16, 1)
+    assert source.test[:].shape == (360, 16, 16, 1)
+    assert source.train[:].max() > 200 and source.train[:].dtype == np.uint8
     counts = np.bincount(source.test.labels)
     assert len(counts) == 10 and counts.min() >= 34 and counts.max() <= 38
-    assert (sources.digits().test.images == source.test.images).all()
+    assert (sources.digits().test[:] == source.test[:]).all()
 
 
 def save(path, pixels, **options):

@@ -20,10 +20,10 @@ def test_the_split_takes_the_first_of_a_keyed_permutation(validation, count):
     data = prepare(source, validation, "channel", seed=3)
     order = rng.generator(3, "split").permutation(200).tolist()
     chosen = {i for i in range(200) if order.index(i) < count}
-    assert set(data.validation.images[:, 0, 0, 0].tolist()) == chosen
-    assert set(data.train.images[:, 0, 0, 0].tolist()) == set(range(200)) - chosen
+    assert set(data.validation[:][:, 0, 0, 0].tolist()) == chosen
+    assert set(data.train[:][:, 0, 0, 0].tolist()) == set(range(200)) - chosen
     for part in (data.train, data.validation):  # labels move with their images
-        assert (part.labels == part.images[:, 0, 0, 0] % 4).all()
+        assert (part.labels == part[:][:, 0, 0, 0] % 4).all()
 
 
 def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept():
@@ -50,7 +50,7 @@ def test_a_split_that_empties_a_class_is_refused():
 
 def test_normalization_is_fitted_on_the_training_part_alone():
     data = prepare(make_source(), 50, "pixel", seed=0)
-    pixels = [image.astype(float) for image in data.train.images]
+    pixels = [image.astype(float) for image in data.train[:]]
     mean = sum(pixels) / len(pixels)
     squares = [((image - mean) ** 2).mean() for image in pixels]
     np.testing.assert_allclose(data.normalization.mean, mean, rtol=1e-6)
@@ -73,3 +73,10 @@ def test_a_constant_channel_does_not_divide_by_zero():
     assert Normalization.fit(np.full((4, 2, 2, 1), 9, np.uint8), "channel").std.tolist() == [1.0]
     with pytest.raises(ValueError, match="normalization must be one of pixel, channel, got 'x'"):
         Normalization.fit(np.zeros((4, 2, 2, 1), np.uint8), "x")
+
+
+def test_splitting_copies_no_image():
+    source = make_source()
+    data = prepare(source, 50, "channel", seed=0)
+    assert data.train.images is source.train.images is data.validation.images
+    assert data.image_shape == (3, 5, 6) and len(data.train) == 150
