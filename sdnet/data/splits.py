@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from sdnet import rng
 from sdnet.data.sources import Source, Split
@@ -30,14 +29,16 @@ class Normalization:
         the paper does; `channel` uses one mean and standard deviation per channel.
         """
         check_choice("normalization", kind, cls.KINDS)
-        axis = 0 if kind == "pixel" else (0, 1, 2)
-        total = squares = values = 0
-        for i in range(0, len(images), 1024):  # a block at a time: no float copy of the data set
-            block = torch.from_numpy(images[i : i + 1024])
-            values += block.numel()
-            total += block.sum(axis).double().numpy()  # whole numbers: the sums are exact
-            squares += block.float().square_().sum(axis, dtype=torch.float64).numpy()
-        count = values / total.size
+        total, squares = np.zeros((2, *images[:1].shape[1:]), np.int64)
+        for i in range(0, len(images), 256):  # a block at a time: no float copy of the data set
+            block = images[i : i + 256]
+            # Whole numbers, each just large enough: the sums are exact, and quick.
+            total += block.sum(0, dtype=np.uint32)
+            squares += np.square(block, dtype=np.uint16).sum(0, dtype=np.uint32)
+        count = len(images)
+        if kind == "channel":
+            count *= total[..., 0].size
+            total, squares = total.sum((0, 1)), squares.sum((0, 1))
         mean = total / count
         variance = squares / count - mean**2
         if kind == "pixel":
