@@ -48,6 +48,50 @@ def test_a_split_that_empties_a_class_is_refused():
         prepare(source, 7, "channel", 0)
 
 
+@pytest.mark.parametrize(
+    "parts, validation", [([200], [5]), ([80, 120], [7, 3]), ([80, 120], [0, 30]), ([200], [50.0])]
+)
+def test_a_list_takes_so_many_of_each_class_from_each_part(parts, validation):
+    source = make_source(classes=3, parts=parts)
+    data = prepare(source, validation, "channel", seed=3)
+    held_out, kept = data.validation.indices, data.train.indices
+    assert sorted([*held_out, *kept]) == list(range(200))  # none in both, none lost
+    ends = np.cumsum(parts)
+    for start, end, count in zip(ends - parts, ends, validation, strict=True):
+        inside = held_out[(start <= held_out) & (held_out < end)]
+        assert np.bincount(inside % 3, minlength=3).tolist() == [count] * 3
+    for part in (data.train, data.validation):  # labels and images belong to their row
+        assert (part.labels == part.indices % 3).all()
+        assert (part[:][:, 0, 0, 0] == part.indices).all()
+
+
+def test_the_same_seed_takes_the_same_per_class_and_another_one_others():
+    source = make_source(parts=[80, 120])
+    first, again, other = (
+        prepare(source, [7, 3], "channel", seed).validation.indices.tolist() for seed in (1, 1, 2)
+    )
+    assert first == again and first != other
+    ones = [prepare(source, [1, 0], "channel", seed).validation.indices[0] for seed in range(9)]
+    assert max(ones) > 10  # by chance, not the first of the class
+
+
+@pytest.mark.parametrize("validation", [[], [5], [5, 5, 5], [5, 1.5], [5, -1], [5, "a"], [0, 0]])
+def test_a_list_that_does_not_fit_the_parts_is_refused_by_name(validation):
+    with pytest.raises(ValueError, match=r"validation=\[.*\] must hold .*\(2 here\): whole"):
+        prepare(make_source(parts=[80, 120]), validation, "channel", 0)
+    with pytest.raises(ValueError, match=r"=\[True\] must hold .*\(1 here\)"):
+        prepare(make_source(), [True], "channel", 0)
+
+
+def test_more_of_a_class_than_a_part_has_is_refused_with_its_name():
+    source = make_source(parts=[80, 120])
+    with pytest.raises(ValueError, match=r"=\[21, 0\] takes 21 .* part 1 of 2, .* 20 of class 'a'"):
+        prepare(source, [21, 0], "channel", 0)
+    with pytest.raises(ValueError, match=r"\[20, 30\] leaves no training image of"):
+        prepare(source, [20, 30], "channel", 0)
+    assert len(prepare(source, [20, 29], "channel", 0).train) == 4
+
+
 def test_normalization_is_fitted_on_the_training_part_alone():
     data = prepare(make_source(), 50, "pixel", seed=0)
     pixels = [image.astype(float) for image in data.train[:]]
