@@ -41,8 +41,16 @@ def share(count: int, rank: int, ranks: int) -> slice:
     return slice(count * rank // ranks, count * (rank + 1) // ranks)
 
 
+def _copied_to(device: torch.device, split: Split) -> Tensor:
+    """The images of a split (N, H, W, C), copied a block at a time."""
+    images = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
+    for i in range(0, len(split), 1024):
+        images[i : i + 1024] = torch.from_numpy(split[i : i + 1024])
+    return images
+
+
 class Loader:
-    """Iterates over a split that lies in memory on `device`.
+    """Iterates over a split in memory: on the CPU where it lies, else copied to `device`.
 
     Args:
         normalization: fitted on the training part.
@@ -68,12 +76,17 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
     ):
-        self.images = torch.from_numpy(split.images).to(device)
+        self.device = torch.device(device)
+        if self.device.type == "cpu":  # the array that the split shares with others
+            self.images = torch.from_numpy(split.images)
+            self.rows = torch.from_numpy(split.indices)
+        else:
+            self.images = _copied_to(self.device, split)
+            self.rows = torch.arange(len(split), device=device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.mean = torch.from_numpy(normalization.mean).to(device)
         self.std = torch.from_numpy(normalization.std).to(device)
         self.batch_size = batch_size
-        self.device = torch.device(device)
         self.seed = seed
         self.shift = shift
         self.flip = flip
@@ -103,7 +116,7 @@ class Loader:
         for i in range(start, len(self)):
             chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
             mine = share(len(chosen), self.rank, self.ranks)
-            images = self._normalize(self.images[chosen[mine]])
+            images = self._normalize(self.images[self.rows[chosen[mine]]])
             if self.seed is not None and (self.shift or self.flip):
                 drawn = self._draw(epoch * len(self) + i, len(chosen))
                 images = augment(images, *(values[mine] for values in drawn))

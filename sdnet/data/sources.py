@@ -7,11 +7,14 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,26 +23,46 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Split:
-    """Images (N, H, W, C) as uint8 and labels (N,) as int64."""
+    """The rows `indices` (N,) of `images` (M, H, W, C; uint8), with their labels (N,) as int64.
+
+    Splits of one data set share `images`, so that setting some aside copies none. `split[rows]`
+    copies the images of its own rows, `rows` counted from 0 to N-1: a slice or an array.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    indices: np.ndarray | None = None  # None: all, in their order
+
+    def __post_init__(self):
+        if self.indices is None:
+            self.indices = np.arange(len(self.images))
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def subset(self, indices: np.ndarray) -> "Split":
-        return Split(self.images[indices], self.labels[indices])
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return self.images[self.indices[rows]]
+
+    def subset(self, rows: np.ndarray) -> "Split":
+        return Split(self.images, self.labels[rows], self.indices[rows])
 
 
 @dataclass
 class Source:
-    """A data set before validation images are set aside; `validation` where it brings its own."""
+    """A data set before validation images are set aside; `validation` where it brings its own.
+
+    `parts` are the sizes of the parts that `train` was joined from, in their order.
+    """
 
     train: Split
     test: Split
     classes: list[str]
     validation: Split | None = None
+    parts: list[int] | None = None  # None: one
+
+    def __post_init__(self):
+        if self.parts is None:
+            self.parts = [len(self.train)]
 
 
 def digits(size: int = 16) -> Source:
@@ -82,19 +105,60 @@ def cifar100(root: str, download: bool = True) -> Source:
 
 
 def _cifar(name: str, root: str, download: bool) -> Source:
-    from torchvision import datasets
-
     parts = {}
     for part in ("train", "test"):
-        try:
-            data = getattr(datasets, name)(root, train=part == "train", download=download)
-        except (OSError, RuntimeError) as error:  # no network; missing or damaged files
-            raise ValueError(
-                f"root {root!r} does not hold {name}, and it could not be downloaded there "
-                f"({error}); put the archive of its Python version there"
-            ) from error
+        what = {"train": part == "train", "download": download}
+        data = _torchvision(name, root, "the archive of its Python version", **what)
         parts[part] = Split(data.data, np.asarray(data.targets, dtype=np.int64))
     return Source(parts["train"], parts["test"], data.classes)
+
+
+def svhn(root: str, download: bool = True) -> Source:
+    """Street View House Numbers by torchvision with its checksums, 32x32.
+
+    The 73,257 images of `train` and the 531,131 of `extra`, in this order, are for training, and
+    each is one of the source's `parts`; 26,032 are for test. Needs scipy, and room for 1.9 GB of
+    temporary files.
+    """
+    joined, sizes = _svhn(("train", "extra"), root, download)
+    test, _ = _svhn(("test",), root, download)
+    return Source(joined, test, [str(digit) for digit in range(10)], parts=sizes)
+
+
+def _svhn(names: Sequence[str], root: str, download: bool) -> tuple[Split, list[int]]:
+    """Parts of SVHN joined, and their sizes."""
+    # By way of a file: memory would have to hold torchvision's array of a part and ours at once.
+    with TemporaryFile(dir=root if os.access(root, os.W_OK) else None) as file:
+        labels = [_write_svhn(name, root, download, file) for name in names]
+        file.seek(0)
+        images = np.fromfile(file, np.uint8).reshape(-1, 32, 32, 3)
+    return Split(images, np.concatenate(labels)), [len(part) for part in labels]
+
+
+def _write_svhn(name: str, root: str, download: bool, file: BinaryIO) -> np.ndarray:
+    """Writes the images of a part to the end of a file, (32, 32, 3) each; returns their labels."""
+    files = "train_32x32.mat, extra_32x32.mat and test_32x32.mat"
+    data = _torchvision("SVHN", root, files, split=name, download=download)
+    for i in range(0, len(data), 1024):
+        pixels = data.data[i : i + 1024]  # (N, C, H, W), a view of MATLAB's (H, W, C, N)
+        block = np.empty((len(pixels), 32, 32, 3), np.uint8)
+        for channel in range(3):  # four times as fast as all axes at once
+            block[..., channel] = pixels[:, channel]
+        file.write(block)
+    return data.labels
+
+
+def _torchvision(name: str, root: str, files: str, **options: Any) -> Any:
+    """A data set of torchvision's; `files` says what it could not find or download."""
+    from torchvision import datasets
+
+    try:
+        return getattr(datasets, name)(root, **options)
+    except (OSError, RuntimeError) as error:  # no network; missing or damaged files
+        raise ValueError(
+            f"root {root!r} does not hold {name}, and it could not be downloaded there "
+            f"({error}); put {files} there"
+        ) from error
 
 
 def image_folder(root: str, size: int | None = None, workers: int | None = None) -> Source:

@@ -1,10 +1,10 @@
 """From a source to what a run trains on: the validation part and the normalisation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from sdnet import rng
 from sdnet.data.sources import Source, Split
@@ -23,20 +23,23 @@ class Normalization:
     KINDS: ClassVar = ("pixel", "channel")
 
     @classmethod
-    def fit(cls, images: np.ndarray, kind: str) -> "Normalization":
-        """Statistics of the training images (N, H, W, C).
+    def fit(cls, images: Split | np.ndarray, kind: str) -> "Normalization":
+        """Statistics of the training images: a split, or an array (N, H, W, C).
 
         `pixel` subtracts the mean image and divides by one standard deviation over all values, as
         the paper does; `channel` uses one mean and standard deviation per channel.
         """
         check_choice("normalization", kind, cls.KINDS)
-        axis = 0 if kind == "pixel" else (0, 1, 2)
-        total = squares = 0
-        for i in range(0, len(images), 1024):  # a block at a time: no float copy of the data set
-            block = torch.from_numpy(images[i : i + 1024])
-            total += block.sum(axis).double().numpy()  # whole numbers: the sums are exact
-            squares += block.float().square_().sum(axis, dtype=torch.float64).numpy()
-        count = images.size / total.size
+        total, squares = np.zeros((2, *images[:1].shape[1:]), np.int64)
+        for i in range(0, len(images), 256):  # a block at a time: no float copy of the data set
+            block = images[i : i + 256]
+            # Whole numbers, each just large enough: the sums are exact, and quick.
+            total += block.sum(0, dtype=np.uint32)
+            squares += np.square(block, dtype=np.uint16).sum(0, dtype=np.uint32)
+        count = len(images)
+        if kind == "channel":
+            count *= total[..., 0].size
+            total, squares = total.sum((0, 1)), squares.sum((0, 1))
         mean = total / count
         variance = squares / count - mean**2
         if kind == "pixel":
@@ -62,11 +65,14 @@ class Data:
         return c, h, w
 
 
-def prepare(source: Source, validation: int | float, normalization: str, seed: int) -> Data:
+def prepare(
+    source: Source, validation: int | float | list[int], normalization: str, seed: int
+) -> Data:
     """Sets validation images aside and fits the normalisation on the training images that remain.
 
     Args:
-        validation: a count of images (whole number), a fraction of the training images (0 < f < 1)
+        validation: a count of images (whole number), a fraction of the training images (0 < f < 1),
+            images per class from each of the source's parts (a list, `[50]` where it has one part)
             or 0 for none. Chosen at random by `seed`, as the paper's 5,000 of 50,000. A source
             that brings its own validation part keeps that, unless this is 0.
         normalization: `pixel` or `channel`; see `Normalization.fit`.
@@ -78,10 +84,13 @@ def prepare(source: Source, validation: int | float, normalization: str, seed: i
     if validation == 0:
         held_out = None
     elif held_out is None:
-        count = _validation_count(validation, len(train))
         order = rng.generator(seed, "split").permutation(len(train))
-        held_out = train.subset(np.sort(order[:count]))
-        train = train.subset(np.sort(order[count:]))
+        if isinstance(validation, list | tuple):
+            chosen = _first_per_class(validation, source, order)
+        else:
+            chosen = order[: _validation_count(validation, len(train))]
+        held_out = train.subset(np.sort(chosen))
+        train = train.subset(np.setdiff1d(order, chosen))
     absent = sorted(set(range(len(source.classes))) - set(np.unique(train.labels).tolist()))
     if absent:
         names = [source.classes[i] for i in absent]
@@ -89,19 +98,57 @@ def prepare(source: Source, validation: int | float, normalization: str, seed: i
             f"validation={validation} leaves no training image of {names}: {len(source.train)} "
             f"images are too few for it"
         )
-    fitted = Normalization.fit(train.images, normalization)
+    fitted = Normalization.fit(train, normalization)
     return Data(train, held_out, source.test, source.classes, fitted)
 
 
+ALLOWED = (
+    "a whole number of images, a fraction between 0 and 1, 0 for none, or a list with the images "
+    "per class from each part of the training images"
+)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _validation_count(validation: int | float, available: int) -> int:
-    allowed = "a whole number of images, a fraction between 0 and 1, or 0 for none"
-    number = isinstance(validation, int | float) and not isinstance(validation, bool)
-    if not number or not validation >= 0 or (validation >= 1 and validation % 1 != 0):
-        raise ValueError(f"validation must be {allowed}, got {validation!r}")
+    if (
+        not _is_number(validation)
+        or not validation >= 0
+        or (validation >= 1 and validation % 1 != 0)
+    ):
+        raise ValueError(f"validation must be {ALLOWED}, got {validation!r}")
     count = round(validation * available) if validation < 1 else int(validation)
     if count >= available or (validation > 0 and count == 0):
         raise ValueError(
             f"validation={validation} of {available} training images leaves too few images for "
-            f"the split: it must be {allowed}"
+            f"the split: it must be {ALLOWED}"
         )
     return count
+
+
+def _first_per_class(validation: Sequence[int], source: Source, order: np.ndarray) -> np.ndarray:
+    """The first `validation[k]` images of each class of part k in the order given."""
+    parts, classes = source.parts, source.classes
+    whole = all(_is_number(count) and count >= 0 and count % 1 == 0 for count in validation)
+    if not whole or len(validation) != len(parts) or not any(validation):
+        raise ValueError(
+            f"validation={validation} must hold a number for each part of the training images "
+            f"({len(parts)} here): whole numbers of images per class, 0 or more, not all 0"
+        )
+    chosen = []
+    part_of = np.repeat(np.arange(len(parts)), parts)[order]
+    labels = source.train.labels[order]
+    for part, count in enumerate(validation):
+        in_part = part_of == part
+        for label, name in enumerate(classes):
+            found = order[in_part & (labels == label)]
+            if len(found) < count:
+                raise ValueError(
+                    f"validation={validation} takes {count} images per class from part {part + 1} "
+                    f"of {len(parts)}, which has {len(found)} of class {name!r}: it must be at "
+                    f"most so many"
+                )
+            chosen.append(found[: int(count)])
+    return np.concatenate(chosen)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdnet.data.loader import Loader, augment
+from sdnet.data.loader import Loader, _copied_to, augment
 from sdnet.data.sources import Split
 from sdnet.data.splits import Normalization
 
@@ -77,6 +77,26 @@ def test_shifts_cover_the_range_evenly_flips_are_fair_and_zeros_come_in():
     images, _ = next(iter(loader.batches(0)))
     shift_y = loader._draw(0, 9)[0]
     assert (images[shift_y > 0][:, :, 0] == 0).all() and (shift_y > 0).any()
+
+
+def test_a_subset_gives_its_own_images_from_the_array_it_shares():
+    images = np.arange(60, dtype=np.uint8).reshape(60, 1, 1, 1)
+    split = Split(images, np.arange(60)).subset(np.arange(5, 45)).subset(np.arange(3, 40, 3))
+    as_they_are = Normalization(np.zeros(1, np.float32), np.ones(1, np.float32))
+    loader = Loader(split, as_they_are, 4, seed=0)
+    assert np.shares_memory(loader.images.numpy(), images)
+    batches = list(loader.batches())
+    labels = torch.cat([y for _, y in batches])
+    assert sorted(labels.tolist()) == list(range(8, 45, 3)) and len(batches) == len(loader) == 4
+    assert torch.equal(torch.cat([x for x, _ in batches]).flatten().long(), labels)
+
+
+def test_another_device_gets_the_images_of_the_split_alone():
+    images = np.random.default_rng(0).integers(0, 256, (3000, 2, 2, 1), dtype=np.uint8)
+    split = Split(images, np.arange(3000)).subset(np.arange(0, 3000, 2))
+    assert (_copied_to(torch.device("cpu"), split).numpy() == images[::2]).all()
+    loader = Loader(split, Normalization.fit(split, "pixel"), 4, device="meta")
+    assert loader.images.is_meta and loader.images.shape == (1500, 2, 2, 1)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])

@@ -6,16 +6,17 @@ import pytest
 from PIL import Image
 
 from sdnet.data import sources
+from sdnet.data.splits import prepare
 
 
 def test_digits_have_a_fixed_stratified_test_part_of_real_images():
     source = sources.digits()
-    assert source.train.images.shape == (1437, 16, 16, 1)
-    assert source.test.images.shape == (360, 16, 16, 1)
-    assert source.train.images.max() > 200 and source.train.images.dtype == np.uint8
+    assert source.train[:].shape == (1437, 16, 16, 1)
+    assert source.test[:].shape == (360, 16, 16, 1)
+    assert source.train[:].max() > 200 and source.train[:].dtype == np.uint8
     counts = np.bincount(source.test.labels)
     assert len(counts) == 10 and counts.min() >= 34 and counts.max() <= 38
-    assert (sources.digits().test.images == source.test.images).all()
+    assert (sources.digits().test[:] == source.test[:]).all()
 
 
 def save(path, pixels, **options):
@@ -149,3 +150,50 @@ def test_cifar_is_read_from_torchvisions_files(tmp_path, monkeypatch, name, key,
 def test_missing_cifar_without_download_names_the_folder(tmp_path):
     with pytest.raises(ValueError, match=r"root .* does not hold CIFAR10"):
         sources.cifar10(str(tmp_path), download=False)
+
+
+@pytest.fixture
+def svhn_folder(tmp_path, monkeypatch):
+    """SVHN's three files with 40, 1,030 and 50 images, and their pixels as (N, H, W, C)."""
+    from torchvision.datasets import SVHN
+
+    scipy_io = pytest.importorskip("scipy.io")
+    random, pixels = np.random.default_rng(0), {}
+    for part, count in (("train", 40), ("extra", 1030), ("test", 50)):
+        pixels[part] = random.integers(0, 250, (count, 32, 32, 3), dtype=np.uint8)
+        pixels[part][:, 0, 31] = (255, 254, 253)  # top right
+        labels = (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]  # 10 is the digit 0
+        content = {"X": pixels[part].transpose(1, 2, 3, 0), "y": labels}
+        scipy_io.savemat(tmp_path / f"{part}_32x32.mat", content, do_compression=True)
+    # the checksums of these files instead of the originals': None means any
+    any_sum = {part: [url, file, None] for part, (url, file, _) in SVHN.split_list.items()}
+    monkeypatch.setattr(SVHN, "split_list", any_sum)
+    return tmp_path, pixels
+
+
+def test_svhn_joins_train_and_extra_in_this_order(svhn_folder):
+    folder, pixels = svhn_folder
+    source = sources.svhn(str(folder), download=False)
+    assert source.parts == [40, 1030] and source.classes == list("0123456789")
+    np.testing.assert_array_equal(source.train[:40], pixels["train"])
+    np.testing.assert_array_equal(source.train[40:], pixels["extra"])  # more than one block
+    np.testing.assert_array_equal(source.test[:], pixels["test"])
+    assert source.train[:][7, 0, 31].tolist() == [255, 254, 253]
+    expected = [*(np.arange(1, 41) % 10), *(np.arange(1, 1031) % 10)]
+    assert source.train.labels.tolist() == expected and source.train.labels.dtype == np.int64
+    assert source.train.images.flags.c_contiguous
+    assert {file.suffix for file in folder.iterdir()} == {".mat"}  # nothing is left behind
+
+
+def test_missing_svhn_without_download_names_the_folder_and_the_files(tmp_path):
+    with pytest.raises(ValueError, match=r"root .* does not hold SVHN.*put .*extra_32x32\.mat"):
+        sources.svhn(str(tmp_path), download=False)
+
+
+def test_svhns_setting_takes_validation_images_from_both_parts(svhn_folder):
+    folder, _ = svhn_folder
+    data = prepare(sources.svhn(str(folder), download=False), [2, 5], "pixel", seed=0)
+    from_train = data.validation.indices < 40
+    assert np.bincount(data.validation.labels[from_train]).tolist() == [2] * 10
+    assert np.bincount(data.validation.labels[~from_train]).tolist() == [5] * 10
+    assert len(data.train) == 1000 and not set(data.train.indices) & set(data.validation.indices)

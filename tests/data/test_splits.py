@@ -20,10 +20,10 @@ def test_the_split_takes_the_first_of_a_keyed_permutation(validation, count):
     data = prepare(source, validation, "channel", seed=3)
     order = rng.generator(3, "split").permutation(200).tolist()
     chosen = {i for i in range(200) if order.index(i) < count}
-    assert set(data.validation.images[:, 0, 0, 0].tolist()) == chosen
-    assert set(data.train.images[:, 0, 0, 0].tolist()) == set(range(200)) - chosen
+    assert set(data.validation[:][:, 0, 0, 0].tolist()) == chosen
+    assert set(data.train[:][:, 0, 0, 0].tolist()) == set(range(200)) - chosen
     for part in (data.train, data.validation):  # labels move with their images
-        assert (part.labels == part.images[:, 0, 0, 0] % 4).all()
+        assert (part.labels == part[:][:, 0, 0, 0] % 4).all()
 
 
 def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept():
@@ -48,9 +48,53 @@ def test_a_split_that_empties_a_class_is_refused():
         prepare(source, 7, "channel", 0)
 
 
+@pytest.mark.parametrize(
+    "parts, validation", [([200], [5]), ([80, 120], [7, 3]), ([80, 120], [0, 30]), ([200], [50.0])]
+)
+def test_a_list_takes_so_many_of_each_class_from_each_part(parts, validation):
+    source = make_source(classes=3, parts=parts)
+    data = prepare(source, validation, "channel", seed=3)
+    held_out, kept = data.validation.indices, data.train.indices
+    assert sorted([*held_out, *kept]) == list(range(200))  # none in both, none lost
+    ends = np.cumsum(parts)
+    for start, end, count in zip(ends - parts, ends, validation, strict=True):
+        inside = held_out[(start <= held_out) & (held_out < end)]
+        assert np.bincount(inside % 3, minlength=3).tolist() == [count] * 3
+    for part in (data.train, data.validation):  # labels and images belong to their row
+        assert (part.labels == part.indices % 3).all()
+        assert (part[:][:, 0, 0, 0] == part.indices).all()
+
+
+def test_the_same_seed_takes_the_same_per_class_and_another_one_others():
+    source = make_source(parts=[80, 120])
+    first, again, other = (
+        prepare(source, [7, 3], "channel", seed).validation.indices.tolist() for seed in (1, 1, 2)
+    )
+    assert first == again and first != other
+    ones = [prepare(source, [1, 0], "channel", seed).validation.indices[0] for seed in range(9)]
+    assert max(ones) > 10  # by chance, not the first of the class
+
+
+@pytest.mark.parametrize("validation", [[], [5], [5, 5, 5], [5, 1.5], [5, -1], [5, "a"], [0, 0]])
+def test_a_list_that_does_not_fit_the_parts_is_refused_by_name(validation):
+    with pytest.raises(ValueError, match=r"validation=\[.*\] must hold .*\(2 here\): whole"):
+        prepare(make_source(parts=[80, 120]), validation, "channel", 0)
+    with pytest.raises(ValueError, match=r"=\[True\] must hold .*\(1 here\)"):
+        prepare(make_source(), [True], "channel", 0)
+
+
+def test_more_of_a_class_than_a_part_has_is_refused_with_its_name():
+    source = make_source(parts=[80, 120])
+    with pytest.raises(ValueError, match=r"=\[21, 0\] takes 21 .* part 1 of 2, .* 20 of class 'a'"):
+        prepare(source, [21, 0], "channel", 0)
+    with pytest.raises(ValueError, match=r"\[20, 30\] leaves no training image of"):
+        prepare(source, [20, 30], "channel", 0)
+    assert len(prepare(source, [20, 29], "channel", 0).train) == 4
+
+
 def test_normalization_is_fitted_on_the_training_part_alone():
     data = prepare(make_source(), 50, "pixel", seed=0)
-    pixels = [image.astype(float) for image in data.train.images]
+    pixels = [image.astype(float) for image in data.train[:]]
     mean = sum(pixels) / len(pixels)
     squares = [((image - mean) ** 2).mean() for image in pixels]
     np.testing.assert_allclose(data.normalization.mean, mean, rtol=1e-6)
@@ -73,3 +117,10 @@ def test_a_constant_channel_does_not_divide_by_zero():
     assert Normalization.fit(np.full((4, 2, 2, 1), 9, np.uint8), "channel").std.tolist() == [1.0]
     with pytest.raises(ValueError, match="normalization must be one of pixel, channel, got 'x'"):
         Normalization.fit(np.zeros((4, 2, 2, 1), np.uint8), "x")
+
+
+def test_splitting_copies_no_image():
+    source = make_source()
+    data = prepare(source, 50, "channel", seed=0)
+    assert data.train.images is source.train.images is data.validation.images
+    assert data.image_shape == (3, 5, 6) and len(data.train) == 150
