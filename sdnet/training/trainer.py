@@ -254,7 +254,7 @@ class Trainer:
             "sums": self.sums,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Takes on what `state` gave."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -266,14 +266,14 @@ class Trainer:
         if self.world.is_main:
             state = self.run.load_checkpoint()
             if state is not None:
-                self.load(state)
+                self.restore(state)
             self.run.drop_after(self.counters.step)
             if self.run.rows():
                 self.save_best()  # a process killed after `last` had no time for it
         if self.world.size > 1:  # all begin with the very same numbers
             state = self.world.broadcast(self.state() if self.world.is_main else None)
             if not self.world.is_main:
-                self.load(state)
+                self.restore(state)
 
     def result(self) -> dict[str, Any]:
         """The numbers of summary.json, from the rows recorded so far."""

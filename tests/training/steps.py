@@ -4,7 +4,6 @@ Each process writes the networks it ends with to FOLDER/<rank>.pt.
 """
 
 import sys
-from itertools import product
 from pathlib import Path
 
 import torch
@@ -14,11 +13,11 @@ from sdnet import config as configs
 from sdnet.build import build_trainer
 from sdnet.training import distributed
 
-CASES = [
-    (f"model.granularity={granularity}", f"optimizer.skipped_update={update}", f"{norm}")
-    for granularity, update, norm in product(
-        ("batch", "sample"), ("decay", "freeze"), ("group", "batch")
-    )
+CASES = [  # gates, what befalls a skipped block, normalisation
+    ("model.granularity=batch", "optimizer.skipped_update=decay", "group"),
+    ("model.granularity=batch", "optimizer.skipped_update=freeze", "group"),
+    ("model.granularity=sample", "optimizer.skipped_update=decay", "group"),
+    ("model.granularity=batch", "optimizer.skipped_update=decay", "batch"),
 ]
 
 
@@ -35,7 +34,7 @@ def with_group_norm(module):
 def trained(granularity, update, norm, world):
     from tests.test_config import composed
 
-    small = ["model.depth=14", "dataset.size=8", "trainer.device=cpu", "trainer.threads=1"]
+    small = ["model.depth=8", "dataset.size=8", "trainer.device=cpu", "trainer.threads=1"]
     small += ["trainer.epochs=2", "dataset.shift=1", "schedule=uniform", "optimizer.lr=0.01"]
     config = composed(*small, granularity, update)
     trainer = build_trainer(config, None, world)

@@ -41,39 +41,30 @@ def test_two_processes_end_alike_and_as_one_does(ranks, case):
             torch.testing.assert_close(first[name], alone[name], **tolerance)
 
 
-def wait_for(pattern, folder):
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(pattern)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
 def test_the_command_is_stopped_and_resumed_in_one_folder(train_in, tmp_path):
-    small = ["model.depth=8", "dataset.size=8", "wandb.mode=offline", "trainer.device=cpu"]
-    process = train_in(tmp_path, *small, "trainer.epochs=40", background=True, start=TORCHRUN)
-    wait_for("outputs/*/*/metrics.csv", tmp_path)
+    small = ["model.depth=8", "dataset.size=8", "wandb.mode=disabled", "trainer.device=cpu"]
+    process = train_in(tmp_path, *small, "trainer.epochs=12", background=True, start=TORCHRUN)
+    while process.poll() is None and not list(tmp_path.glob("outputs/*/*/metrics.csv")):
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=100)
     (run,) = tmp_path.glob("outputs/*/*")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "interrupted", err
-    assert 0 < summary["steps"] < 440
+    assert 0 < summary["steps"] < 132
     relative = str(run.relative_to(tmp_path))
     assert out.count(f"torchrun --nproc-per-node=2 train.py resume={relative}") == 1
 
-    done = train_in(tmp_path, f"resume={relative}", start=TORCHRUN)
+    done = train_in(tmp_path, f"resume={relative}", "wandb.mode=disabled", start=TORCHRUN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test error    ") == 1 and (run / "figures" / "curves.png").is_file()
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["status"] == "completed" and summary["steps"] == 440
+    assert summary["status"] == "completed" and summary["steps"] == 132
     assert summary["test_error"] < 30
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert list(tmp_path.glob("outputs/*/*")) == [run]
-    assert len(list((run / "wandb").glob("offline-run-*"))) == 2
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["processes"] == provenance["resumed"][0]["processes"] == 2
-
-    again = train_in(tmp_path, f"resume={relative}", start=TORCHRUN)  # nothing to do, for both
-    assert again.returncode == 0 and again.stdout.count("is completed: ") == 1
 
 
 def as_one_of_two(rank):
@@ -87,7 +78,7 @@ def test_a_sweep_under_torchrun_is_refused_with_the_way_that_works(train, tmp_pa
 
 
 def test_a_mistake_is_told_by_the_first_process_alone(train, tmp_path):
-    done = [train("schedule.p_L=0", **as_one_of_two(rank)) for rank in range(2)]
+    done = [train("trainer.epochs=0", **as_one_of_two(rank)) for rank in range(2)]
     assert [d.returncode for d in done] == [1, 1]
-    assert "schedule.p_L must be" in done[0].stderr and done[1].stderr == done[1].stdout == ""
+    assert "trainer.epochs must be" in done[0].stderr and done[1].stderr == done[1].stdout == ""
     assert list(tmp_path.iterdir()) == []
