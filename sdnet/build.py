@@ -1,5 +1,6 @@
 """From a checked configuration to the objects of a run."""
 
+from functools import partial
 from typing import Any
 
 from sdnet import config as configs
@@ -113,24 +114,21 @@ def prepare_model(model, settings: dict[str, Any], device):
 def build_loaders(config: dict[str, Any], data, device, world: World) -> dict[str, Any]:
     """The loaders of the parts: `train`, `test` and, where there is one, `validation`."""
     from sdnet.data.loader import Loader
+    from sdnet.data.streaming import Files, StreamingLoader
 
-    settings = config["trainer"]
-    common = {
-        "channels_last": settings["channels_last"],
-        "rank": world.rank,
-        "ranks": world.size,
-    }
-    augmentation = {k: config["dataset"][k] for k in ("shift", "flip")} | {"seed": config["seed"]}
-    parts = {"train": data.train, "test": data.test, "validation": data.validation}
-    return {
-        name: Loader(
-            part,
-            data.normalization,
-            settings["batch_size"],
-            device,
-            **common,
-            **(augmentation if name == "train" else {}),
-        )
-        for name, part in parts.items()
-        if part is not None
-    }
+    settings, dataset = config["trainer"], config["dataset"]
+    streams = isinstance(data.train, Files)
+    names = ("flip",) if streams else ("flip", "shift")
+    augmentation = {"seed": config["seed"]} | {name: dataset[name] for name in names}
+    layout = {"channels_last": settings["channels_last"], "rank": world.rank, "ranks": world.size}
+    make = partial(
+        StreamingLoader if streams else Loader,
+        normalization=data.normalization,
+        batch_size=settings["batch_size"],
+        device=device,
+        **layout,
+    )
+    loaders = {"train": make(data.train, **augmentation), "test": make(data.test)}
+    if data.validation is not None:
+        loaders["validation"] = make(data.validation)
+    return loaders

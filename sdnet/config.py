@@ -216,7 +216,7 @@ CHECKS = {
     "model.name": _NAME,
     "dataset.name": _NAME,
     "dataset.root": _TEXT,
-    "dataset.workers": _optional(_whole(1)),
+    "dataset.workers": _optional(_whole(0)),
     "dataset.download": _BOOLEAN,
     "dataset.shift": _whole(0),
     "dataset.flip": _BOOLEAN,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdnet import rng
+from sdnet.data.batches import Batches
 from sdnet.data.sources import Split
 from sdnet.data.splits import Normalization
 
@@ -36,11 +37,6 @@ def augment(images: Tensor, shift_y: Tensor, shift_x: Tensor, flip: Tensor) -> T
     return pixels.index_select(0, index.view(-1)).view(n, h, w, c)
 
 
-def share(count: int, rank: int, ranks: int) -> slice:
-    """The part of `count` rows that falls to one of several processes."""
-    return slice(count * rank // ranks, count * (rank + 1) // ranks)
-
-
 def _copied_to(device: torch.device, split: Split) -> Tensor:
     """The images of a split (N, H, W, C), copied a block at a time."""
     images = torch.empty((len(split), *split.images.shape[1:]), dtype=torch.uint8, device=device)
@@ -49,17 +45,16 @@ def _copied_to(device: torch.device, split: Split) -> Tensor:
     return images
 
 
-class Loader:
+class Loader(Batches):
     """Iterates over a split in memory: on the CPU where it lies, else copied to `device`.
 
     Args:
         normalization: fitted on the training part.
-        batch_size: images per batch; the last one may be smaller.
-        seed: shuffle and augment, keyed by seed, epoch and step; None (evaluation) does neither.
+        batch_size, seed, rank, ranks: see `Batches`; with a seed images are augmented, keyed by
+            seed and step.
         shift: move by up to so many pixels each way.
         flip: mirror left to right with probability 1/2.
         channels_last: memory format of the batches.
-        rank, ranks: give this process's share of every batch, of which there are `ranks`.
     """
 
     def __init__(
@@ -76,54 +71,32 @@ class Loader:
         rank: int = 0,
         ranks: int = 1,
     ):
+        super().__init__(len(split), batch_size, seed, rank, ranks)
         self.device = torch.device(device)
         if self.device.type == "cpu":  # the array that the split shares with others
             self.images = torch.from_numpy(split.images)
-            self.rows = torch.from_numpy(split.indices)
+            self.lies_at = torch.from_numpy(split.indices)
         else:
             self.images = _copied_to(self.device, split)
-            self.rows = torch.arange(len(split), device=device)
+            self.lies_at = torch.arange(len(split), device=device)
         self.labels = torch.from_numpy(split.labels).to(device)
         self.mean = torch.from_numpy(normalization.mean).to(device)
         self.std = torch.from_numpy(normalization.std).to(device)
-        self.batch_size = batch_size
-        self.seed = seed
         self.shift = shift
         self.flip = flip
         self.channels_last = channels_last
-        self.rank, self.ranks = rank, ranks
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return -(-len(self.labels) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.batches()
-
-    def size_of(self, index: int) -> int:
-        """Images in a batch, over all processes."""
-        return min(self.batch_size, len(self.labels) - index * self.batch_size)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches `start`, start+1, ... of an epoch: images (N, C, H, W) float32, labels (N,)."""
-        if self.seed is None:
-            order = torch.arange(len(self.labels))
-        else:
-            order = torch.from_numpy(
-                rng.generator(self.seed, "order", epoch).permutation(len(self.labels))
-            )
-        order = order.to(self.device)
-        for i in range(start, len(self)):
-            chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
-            mine = share(len(chosen), self.rank, self.ranks)
-            images = self._normalize(self.images[self.rows[chosen[mine]]])
+        for i, rows in self.rows(epoch, start):
+            rows = torch.from_numpy(rows).to(self.device)
+            images = self._normalize(self.images[self.lies_at[rows]])
             if self.seed is not None and (self.shift or self.flip):
-                drawn = self._draw(epoch * len(self) + i, len(chosen))
-                images = augment(images, *(values[mine] for values in drawn))
+                drawn = self._draw(epoch * len(self) + i, self.size_of(i))
+                images = augment(images, *(values[self.share_of(i)] for values in drawn))
             images = images.permute(0, 3, 1, 2)  # NHWC in memory is what channels_last means
             if not self.channels_last:
                 images = images.contiguous()
-            yield images, self.labels[chosen[mine]]
+            yield images, self.labels[rows]
 
     def _normalize(self, images: Tensor) -> Tensor:
         return images.float().sub_(self.mean).div_(self.std)

@@ -18,6 +18,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sdnet.data.decode import read_rgb
+from sdnet.data.streaming import Files, Reading
+
 log = logging.getLogger(__name__)
 
 
@@ -40,6 +43,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.images.shape[1:]
+
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         return self.images[self.indices[rows]]
 
@@ -54,10 +62,10 @@ class Source:
     `parts` are the sizes of the parts that `train` was joined from, in their order.
     """
 
-    train: Split
-    test: Split
+    train: Split | Files
+    test: Split | Files
     classes: list[str]
-    validation: Split | None = None
+    validation: Split | Files | None = None
     parts: list[int] | None = None  # None: one
 
     def __post_init__(self):
@@ -178,6 +186,56 @@ def image_folder(root: str, size: int | None = None, workers: int | None = None)
         ValueError: a missing folder, a class without images or unknown to `train`, an image that
             cannot be read or has another size (named), or more images than fit in memory.
     """
+    folder, classes, listing = _list_folder(root)
+    pixels = _decode(folder, listing, size, workers)
+    ends = np.cumsum([len(part) for part in listing.values()])
+    rows = np.split(np.arange(len(pixels)), ends[:-1])
+    parts = zip(listing.items(), rows, strict=True)
+    data = {name: Split(pixels, _labels(part), indices) for (name, part), indices in parts}
+    return _folder_source(data, classes)
+
+
+def image_stream(
+    root: str,
+    size: int = 224,
+    resize: int = 256,
+    scale: Sequence[float] = (0.08, 1.0),
+    color: float = 0.4,
+    lighting: float = 0.1,
+    workers: int | None = None,
+) -> Source:
+    """A folder of images as in `image_folder`, which are read anew whenever they are needed.
+
+    For data that do not fit in memory, with the augmentation of the paper's ImageNet recipe. The
+    arguments are those of `sdnet.data.streaming.Reading`.
+
+    Raises:
+        ValueError: an argument that is out of range, and what `image_folder` finds in the listing.
+    """
+    reading = Reading(size, resize, tuple(scale), color, lighting, workers)
+    folder, classes, listing = _list_folder(root)
+    data = {name: Files(*_names(folder, part), reading) for name, part in listing.items()}
+    return _folder_source(data, classes)
+
+
+def _names(folder: Path, part: list[tuple[str, int]]) -> tuple[str, np.ndarray, np.ndarray]:
+    names = np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in part])
+    return str(folder), names, _labels(part)
+
+
+def _labels(part: list[tuple[str, int]]) -> np.ndarray:
+    return np.array([label for _, label in part], dtype=np.int64)
+
+
+def _folder_source(data: dict, classes: list[str]) -> Source:
+    """`val` validates where there is a `test`, and else is the test set."""
+    if len(data) == 3:
+        return Source(data["train"], data["test"], classes, validation=data["val"])
+    return Source(data["train"], data.get("test") or data["val"], classes)
+
+
+def _list_folder(root: str) -> tuple[Path, list[str], dict[str, list[tuple[str, int]]]]:
+    """The folder, its classes, and the (file, label) pairs of each of its parts."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise ValueError(f"root {str(root)!r} is not a folder")
@@ -187,21 +245,15 @@ def image_folder(root: str, size: int | None = None, workers: int | None = None)
     if not held_out:
         raise ValueError(f"root {str(root)!r} must hold a folder test/ or val/ beside train/")
     classes = _class_names(folder / "train")
-    listing = {part: _list_images(folder / part, classes) for part in ("train", *held_out)}
-    data = {
-        part: Split(images, np.array([label for _, label in listing[part]], dtype=np.int64))
-        for part, images in _decode(folder, listing, size, workers).items()
-    }
-    if len(held_out) == 2:
-        return Source(data["train"], data["test"], classes, validation=data["val"])
-    return Source(data["train"], data[held_out[0]], classes)
+    parts = ("train", *held_out)
+    return folder, classes, {part: _list_images(folder / part, classes) for part in parts}
 
 
 def _class_names(folder: Path) -> list[str]:
     return sorted(f.name for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
+def _list_images(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
     """The (file, label) pairs of one part in a fixed order."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
@@ -214,36 +266,34 @@ def _list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     if missing:
         raise ValueError(f"root must hold a folder per class in {folder.name}/, missing: {missing}")
     try:
-        found = make_dataset(folder, {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS)
+        return make_dataset(folder, {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS)
     except FileNotFoundError as error:  # a class without images
         raise ValueError(f"root holds a class without images in {folder.name}/: {error}") from error
-    return [(Path(path), label) for path, label in found]
 
 
-def _decode(folder: Path, listing: dict, size: int | None, workers: int | None) -> dict:
-    """The pixels of each part, (N, H, W, 3) uint8: from the cache, or decoded and cached."""
-    files = [path for part in listing.values() for path, _ in part]
+def _decode(folder: Path, listing: dict, size: int | None, workers: int | None) -> np.ndarray:
+    """All images in turn, (N, H, W, 3) uint8: from the cache, or decoded and cached."""
+    files = [Path(path) for part in listing.values() for path, _ in part]
     key = [[str(f.relative_to(folder)), (s := f.stat()).st_size, s.st_mtime_ns] for f in files]
     digest = hashlib.blake2b(json.dumps([size, key]).encode(), digest_size=8).hexdigest()
     cache = folder / ".cache" / f"{digest}.npy"
     try:
-        pixels = np.load(cache, mmap_mode="r")
-        _check_memory(len(files), pixels.nbytes)
+        _check_memory(len(files), cache.stat().st_size)
+        return np.load(cache)
     except (OSError, EOFError):  # not there, not readable
         log.info("decoding %d images of %s once", len(files), folder)
         pixels = _decode_files(files, size, workers)
         _save_cache(cache, pixels)
-    ends = np.cumsum([len(part) for part in listing.values()])
-    parts = np.split(pixels, ends[:-1])
-    return {name: np.array(part) for name, part in zip(listing, parts, strict=True)}
+        return pixels
 
 
 def _check_memory(count: int, size: int) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 2 * size > memory:  # the images lie there twice while they are split
+    if 1.5 * size > memory:  # a network has to be trained beside them
         raise ValueError(
-            f"root holds {count} images that need {2 * size / 1e9:.1f} GB of memory; this machine "
-            f"has {memory / 1e9:.1f} GB: choose a smaller size"
+            f"root holds {count} images that need {size / 1e9:.1f} GB of memory; this machine has "
+            f"{memory / 1e9:.1f} GB: choose a smaller size, or dataset=image_stream, which reads "
+            f"them from the disk again and again"
         )
 
 
@@ -251,7 +301,7 @@ def _decode_files(files: list[Path], size: int | None, workers: int | None) -> n
     first = _read_image(files[0], size)
     _check_memory(len(files), len(files) * first.nbytes)
     chunks = [files[i : i + 64] for i in range(0, len(files), 64)]
-    workers = min(workers or os.cpu_count(), len(chunks))
+    workers = min(os.cpu_count() if workers is None else workers, len(chunks))
     with ExitStack() as stack:
         # Processes: PIL holds the interpreter's lock for much of a small image's decoding.
         run = stack.enter_context(ProcessPoolExecutor(workers)).map if workers > 1 else map
@@ -281,16 +331,7 @@ def _read_image(path: Path, size: int | None) -> np.ndarray:
     """One image as (H, W, 3) uint8."""
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # 16 or 32 bits a pixel: PIL would clip at 255
-                values = np.asarray(image, dtype=np.float64)
-                if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-                    raise ValueError(f"mode {image.mode} with values that are not 8 or 16 bits")
-                image = Image.fromarray(np.round(values * (255 / 65535)).astype(np.uint8))
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"root holds an image that cannot be read: {path} ({error})") from error
+    image = read_rgb(path)
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(image)

@@ -8,28 +8,43 @@ import numpy as np
 
 from sdnet import rng
 from sdnet.data.sources import Source, Split
+from sdnet.data.streaming import Files
 from sdnet.models.checks import check_choice
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of values 0..1; torchvision's transforms._presets
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass
 class Normalization:
     """`(image - mean) / std` in pixel values 0..255.
 
-    Shapes: mean (H, W, C) and scalar std for kind `pixel`, both (C,) for kind `channel`.
+    Shapes: mean (H, W, C) and scalar std for kind `pixel`, both (C,) for the others.
     """
 
     mean: np.ndarray
     std: np.ndarray
-    KINDS: ClassVar = ("pixel", "channel")
+    KINDS: ClassVar = ("pixel", "channel", "imagenet")
 
     @classmethod
-    def fit(cls, images: Split | np.ndarray, kind: str) -> "Normalization":
+    def fit(cls, images: Split | Files | np.ndarray, kind: str) -> "Normalization":
         """Statistics of the training images: a split, or an array (N, H, W, C).
 
         `pixel` subtracts the mean image and divides by one standard deviation over all values, as
-        the paper does; `channel` uses one mean and standard deviation per channel.
+        the paper does; `channel` uses one mean and standard deviation per channel; `imagenet` takes
+        those that torchvision's networks were trained with, for colour images of any origin.
         """
         check_choice("normalization", kind, cls.KINDS)
+        channels = images.shape[-1]
+        if kind == "imagenet" and channels != 3:
+            raise ValueError(f"normalization imagenet is for 3 channels, these have {channels}")
+        if kind == "imagenet":
+            return cls(*(255 * np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)))
+        if isinstance(images, Files):
+            raise ValueError(
+                f"normalization must be imagenet for images that are read as they are needed, "
+                f"got {kind!r}"
+            )
         total, squares = np.zeros((2, *images[:1].shape[1:]), np.int64)
         for i in range(0, len(images), 256):  # a block at a time: no float copy of the data set
             block = images[i : i + 256]
@@ -52,16 +67,16 @@ class Normalization:
 class Data:
     """The parts of a run; `validation` is None when nothing was set aside."""
 
-    train: Split
-    validation: Split | None
-    test: Split
+    train: Split | Files
+    validation: Split | Files | None
+    test: Split | Files
     classes: list[str]
     normalization: Normalization
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        h, w, c = self.train.images.shape[1:]
+        h, w, c = self.train.shape
         return c, h, w
 
 
@@ -75,7 +90,7 @@ def prepare(
             images per class from each of the source's parts (a list, `[50]` where it has one part)
             or 0 for none. Chosen at random by `seed`, as the paper's 5,000 of 50,000. A source
             that brings its own validation part keeps that, unless this is 0.
-        normalization: `pixel` or `channel`; see `Normalization.fit`.
+        normalization: `pixel`, `channel` or `imagenet`; see `Normalization.fit`.
 
     Raises:
         ValueError: a `validation` out of range or that leaves a class without training images.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet import device as devices
-from sdnet.data.loader import share
+from sdnet.data.batches import share
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0  # for a process to end by itself after rank 0 has

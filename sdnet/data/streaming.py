@@ -1,0 +1,226 @@
+"""Images that do not fit in memory: read, decoded and cropped by worker processes as they are used.
+
+What is random is keyed by the seed, the epoch and the image, so that the batches depend neither on
+the number of workers or processes nor on where a run was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sdnet import rng
+from sdnet.data.batches import Batches
+from sdnet.data.decode import read_tensor
+
+if TYPE_CHECKING:
+    from sdnet.data.splits import Normalization
+
+BATCHES_AHEAD = 2  # per worker
+MOST_WORKERS = 8  # where the number is not given
+GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601 luma, as PIL and torchvision have it
+# The principal components of ImageNet's colours, as columns, of values 0..255 (Krizhevsky et al.
+# 2012; the figures are those of github.com/facebook/fb.resnet.torch).
+LIGHTING = (
+    255
+    * torch.tensor(
+        [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+    )
+    * torch.tensor([0.2175, 0.0188, 0.0045])
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an image file becomes an image (size, size, 3).
+
+    Args:
+        size: edge in pixels.
+        resize: in evaluation the shorter side is resized to it and the centre is cropped.
+        scale: in training the crop's share of the image's area, from .. to, with an aspect ratio
+            of 3/4 to 4/3 (Szegedy et al. 2015), which is then resized.
+        color: in training brightness, contrast and saturation are changed by factors within 1 -
+            color .. 1 + color, in random order; 0 for none.
+        lighting: standard deviation of colour noise along the principal components; 0 for none.
+        workers: processes that read for each process that trains; 0: none, None: one per core, 8 at
+            most.
+
+    Raises:
+        ValueError: naming the argument, its value and what is allowed.
+    """
+
+    size: int = 224
+    resize: int = 256
+    scale: tuple[float, float] = (0.08, 1.0)
+    color: float = 0.4
+    lighting: float = 0.1
+    workers: int | None = None
+
+    def __post_init__(self):
+        for name, least in (("size", 1), ("resize", self.size)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                at_least = "1" if name == "size" else f"size={self.size}"
+                raise ValueError(f"{name} must be whole and at least {at_least}, got {value!r}")
+        scale = self.scale
+        if len(scale) != 2 or not all(map(_is_number, scale)) or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be two numbers 0 < a <= b <= 1, got {list(scale)}")
+        if not _is_number(self.color) or not 0 <= self.color <= 1:
+            raise ValueError(f"color must be a number 0 <= color <= 1, got {self.color!r}")
+        if not _is_number(self.lighting) or not 0 <= self.lighting < float("inf"):
+            raise ValueError(f"lighting must be a number of at least 0, got {self.lighting!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass
+class Files:
+    """Image files, by their names (N,) as bytes below `folder`, with their labels (N,) as int64."""
+
+    folder: str
+    names: np.ndarray  # one array: a list of a million objects would be copied into every worker
+    labels: np.ndarray
+    reading: Reading
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of an image."""
+        return self.reading.size, self.reading.size, 3
+
+    def subset(self, rows: np.ndarray) -> Files:
+        return Files(self.folder, self.names[rows], self.labels[rows], self.reading)
+
+    def path(self, row: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self.names[row]))
+
+
+class StreamingLoader(Batches):
+    """Reads the images of a split as they are needed, a few batches ahead.
+
+    Args:
+        batch_size, seed, rank, ranks: see `Batches`; with a seed images are augmented, keyed by
+            seed, epoch and image, else prepared for evaluation.
+        flip: mirror left to right with probability 1/2.
+        channels_last: memory format of the batches.
+    """
+
+    def __init__(
+        self,
+        split: Files,
+        normalization: Normalization,
+        batch_size: int,
+        device: torch.device | str = "cpu",
+        *,
+        seed: int | None = None,
+        flip: bool = False,
+        channels_last: bool = True,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
+        super().__init__(len(split), batch_size, seed, rank, ranks)
+        self.device = torch.device(device)
+        self.mean = torch.from_numpy(normalization.mean).to(device)[:, None]
+        self.std = torch.from_numpy(normalization.std).to(device)[:, None]
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.keys = []  # of the batches to come
+        workers = split.reading.workers
+        workers = default_workers() if workers is None else workers
+        self.reader = DataLoader(
+            Reader(split, seed, flip),
+            batch_size=None,  # a key is one for a whole batch
+            sampler=self.keys,
+            num_workers=workers,
+            prefetch_factor=BATCHES_AHEAD if workers else None,
+            persistent_workers=bool(workers) and seed is not None,  # in evaluation: seldom used
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        self.keys[:] = [(epoch, rows) for _, rows in self.rows(epoch, start) if len(rows)]
+        for batch in self.reader:
+            if isinstance(batch, Exception):
+                raise batch
+            images, matrix, shift, labels = (t.to(self.device, non_blocking=True) for t in batch)
+            # Colours and normalisation in one map of the (N, 3, H*W) pixels.
+            shift = (shift - self.mean) / self.std
+            pixels = torch.baddbmm(shift, matrix / self.std, images.flatten(2).float())
+            yield pixels.view(images.shape).contiguous(memory_format=self.layout), labels
+
+
+def default_workers() -> int:
+    """One per core of this process's share of the machine, MOST_WORKERS at most."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+class Reader(Dataset):
+    """The work of a worker process: the batch for a key (epoch, rows).
+
+    A batch is images (N, 3, size, size) as uint8, the colour map of each image that is to be
+    applied to its pixels, matrices (N, 3, 3) and shifts (N, 3, 1), and labels (N,).
+    """
+
+    def __init__(self, files: Files, seed: int | None, flip: bool):
+        from torchvision.transforms import v2
+
+        self.files, self.reading, self.seed, self.flip = files, files.reading, seed, flip
+        self.crop = v2.RandomResizedCrop(self.reading.size, scale=self.reading.scale)
+        self.resize = v2.functional.resize
+        self.center_crop = v2.functional.center_crop
+
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> tuple[Tensor, ...] | ValueError:
+        epoch, rows = key
+        prepare = self.for_evaluation if self.seed is None else self.for_training
+        try:
+            images = [prepare(read_tensor(self.files.path(row)), epoch, row) for row in rows]
+        except ValueError as error:
+            return error  # to be raised where it can be told without this process's traceback
+        parts = (torch.stack(part) for part in zip(*images, strict=True))
+        return *parts, torch.from_numpy(self.files.labels[rows])
+
+    def for_evaluation(self, image: Tensor, epoch: int, row: int) -> tuple[Tensor, ...]:
+        image = self.resize(image, [self.reading.resize])
+        image = self.center_crop(image, [self.reading.size] * 2)
+        return image.contiguous(), torch.eye(3), torch.zeros(3, 1)
+
+    def for_training(self, image: Tensor, epoch: int, row: int) -> tuple[Tensor, ...]:
+        reading = self.reading
+        with rng.torch_seeded(self.seed, "augment", epoch, int(row)):
+            box = self.crop.make_params([image])
+            flip = self.flip and torch.rand(()) < 0.5
+            factors = 1 + reading.color * (2 * torch.rand(3) - 1)
+            noise = reading.lighting * torch.randn(3)
+        top, left = box["top"], box["left"]
+        image = image[:, top : top + box["height"], left : left + box["width"]]
+        image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # else the resize repacks it
+        image = self.resize(image, [reading.size] * 2)
+        image = (image.flip(2) if flip else image).contiguous()
+        return image, *color_map(image.float().mean((1, 2)), factors, noise)
+
+
+def color_map(mean: Tensor, factors: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The change of an image's colours as a matrix (3, 3) and a shift (3, 1) of its pixels.
+
+    Args:
+        mean: the image's mean colour (3,).
+        factors: of brightness, contrast (about the mean grey) and saturation (about each pixel's
+            grey). Where nothing is clamped, as here, their order does not matter.
+        noise: (3,) along the principal components of ImageNet's colours.
+    """
+    brightness, contrast, saturation = factors
+    mix = saturation * torch.eye(3) + (1 - saturation) * GREY
+    grey = (1 - contrast) * (GREY @ mean)
+    return brightness * contrast * mix, (brightness * grey + LIGHTING @ noise)[:, None]
