@@ -101,6 +101,29 @@ RECIPES = [
         dataset={"normalization": "pixel", "shift": 0, "flip": False},
     ),
 ]
+IMAGENET = {
+    "parts": [1_281_167],
+    "classes": 1_000,
+    "kept": 1_281_167,
+    "steps": 10_010,
+    "eval_steps": 10_010,
+    "rates": {(0, 29): 0.1, (30, 59): 0.01, (60, 89): 0.001},
+    "dataset": {
+        "size": 224,
+        "resize": 256,
+        "flip": True,
+        "color": 0.4,
+        "normalization": "imagenet",
+    },
+}
+RECIPES += [  # parameters: what torchvision states
+    Recipe(
+        "imagenet_resnet152", stages=(3, 8, 36, 3), active=37.25, parameters=60_192_808, **IMAGENET
+    ),
+    Recipe(
+        "imagenet_resnet50", stages=(3, 4, 6, 3), active=11.75, parameters=25_557_032, **IMAGENET
+    ),
+]
 every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=[r.preset for r in RECIPES])
 
 
@@ -129,7 +152,8 @@ def test_data_and_steps_are_the_papers(recipe):
     source = Source(train, train.subset(np.arange(100)), names, parts=recipe.parts)
     dataset, trainer = config["dataset"], config["trainer"]
     data = prepare(source, dataset["validation"], dataset["normalization"], config["seed"])
-    assert (len(data.train), len(data.validation)) == (recipe.kept, n - recipe.kept)
+    held_out = 0 if data.validation is None else len(data.validation)
+    assert (len(data.train), held_out) == (recipe.kept, n - recipe.kept)
     loader = Loader(data.train, data.normalization, trainer["batch_size"])
     assert trainer["batch_size"] == 128 and len(loader) == recipe.steps
     unit = {"epoch": recipe.steps, "step": 1}[trainer["eval_unit"]]

@@ -38,8 +38,8 @@ def folder(tmp_path):
 def test_image_folder_reads_nested_folders_in_order(folder):
     source = sources.image_folder(str(folder))
     assert source.classes == ["ant", "bee"]
-    assert source.train.images.shape == (6, 4, 6, 3)
-    assert source.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
+    assert source.train[:].shape == (6, 4, 6, 3)
+    assert source.train[:][:, 0, 0, 0].tolist() == [0, 1, 2, 10, 11, 12]
     assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
@@ -49,8 +49,8 @@ def test_one_held_out_folder_is_the_test_set_and_of_two_val_validates(folder):
     for name in ("ant", "bee"):
         save(folder / "test" / name / "x.png", np.full((4, 6, 3), 77, np.uint8))
     both = sources.image_folder(str(folder))
-    assert (both.test.images == 77).all()
-    assert (both.validation.images == alone.test.images).all()
+    assert (both.test[:] == 77).all()
+    assert (both.validation[:] == alone.test[:]).all()
 
 
 def test_every_mode_becomes_rgb(folder):
@@ -61,7 +61,7 @@ def test_every_mode_becomes_rgb(folder):
     save(folder / "train" / "ant" / "a_wide.png", ramp.astype(np.uint16) * 257)
     (folder / "train" / "ant" / "a_palette.png").parent.mkdir(exist_ok=True)
     Image.fromarray(ramp).convert("P").save(folder / "train" / "ant" / "a_palette.png")
-    images = sources.image_folder(str(folder)).train.images[:4]
+    images = sources.image_folder(str(folder)).train[:4]
     for image in images[[0, 1, 2]]:  # a_grey, a_palette, a_rgba in order of name
         np.testing.assert_array_equal(image, np.dstack([ramp] * 3))
     np.testing.assert_array_equal(images[3][..., 0], ramp)  # 16 bits: not clipped at 255
@@ -71,18 +71,18 @@ def test_images_of_different_sizes_need_a_size_and_are_then_cropped(folder):
     save(folder / "train" / "bee" / "other.png", np.full((9, 5, 3), 50, np.uint8))
     with pytest.raises(ValueError, match=r"size must be given.*other\.png is 5x9"):
         sources.image_folder(str(folder))
-    assert sources.image_folder(str(folder), size=4).train.images.shape == (7, 4, 4, 3)
+    assert sources.image_folder(str(folder), size=4).train[:].shape == (7, 4, 4, 3)
 
 
 def test_the_cache_is_used_until_a_file_changes(folder, monkeypatch):
-    first = sources.image_folder(str(folder)).train.images
+    first = sources.image_folder(str(folder)).train[:]
     file = folder / "train" / "ant" / "sub0" / "0.png"
     with monkeypatch.context() as patch:
         patch.setattr(sources, "_read_image", None)  # decoding anything would fail
-        assert (sources.image_folder(str(folder)).train.images == first).all()
+        assert (sources.image_folder(str(folder)).train[:] == first).all()
     save(file, np.full((4, 6, 3), 99, np.uint8))
     os.utime(file, ns=(1, 1))
-    assert sources.image_folder(str(folder)).train.images[0, 0, 0, 0] == 99
+    assert sources.image_folder(str(folder)).train[:][0, 0, 0, 0] == 99
 
 
 def test_decoding_in_processes_equals_decoding_in_one(folder):
