@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sdnet.models.gates import GateSampler, set_gates
 from sdnet.models.resnet import ResNet, resnet_cifar, resnet_imagenet
 from sdnet.models.schedules import LinearDecay
-from sdnet.training.optim import clear_gradients
+from sdnet.training.distributed import World
+from sdnet.training.optim import zero_skipped
 
 NETS = {  # network, image size, images per rank
     "resnet20": (lambda: resnet_cifar(20, schedule=LinearDecay(0.5)), 32, 32),
@@ -61,7 +62,7 @@ class Contender:
         self.parameters = list(net.parameters())
         self.branches = [branch_parameters(block) for block in net.blocks]
         self.optimizer = torch.optim.SGD(net.parameters(), 1e-3, 0.9, 0, 1e-4, nesterov=True)
-        self.flat = torch.cat([p.detach().flatten() for p in self.parameters])
+        self.buffer = None
         for block in net.blocks if reduction == "DDP touch" else ():
             block.register_forward_hook(Touch.hook)
         if reduction.startswith("DDP"):
@@ -76,15 +77,16 @@ class Contender:
 
     def compute_gradients(self, images: Tensor, labels: Tensor, gates: Tensor) -> None:
         set_gates(self.net, gates)
-        clear_gradients(self.optimizer, "decay")
-        loss = F.cross_entropy(self.model(images), labels, reduction="sum")
-        if self.reduction != "one all-reduce":
-            return (loss / len(labels)).backward()  # DDP takes the mean over ranks
-        (loss / len(labels) / dist.get_world_size()).backward()
-        rows = [torch.as_strided(p.grad, (p.numel(),), (1,)) for p in self.reduced(gates)]
-        flat = torch.cat(rows, out=self.flat[: sum(map(len, rows))])  # in the order of memory
-        dist.all_reduce(flat)
-        torch._foreach_copy_(rows, flat.split([len(row) for row in rows]))
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(images), labels)
+        if self.reduction == "one all-reduce":  # and BatchNorm's statistics, unlike the others
+            world = World(dist.get_rank(), dist.get_world_size(), buffer=self.buffer)
+            (loss / world.size).backward()
+            world.reduce(self.net, loss.detach().view(1))
+            self.buffer = world.buffer
+        else:
+            loss.backward()  # DDP takes the mean over ranks
+        zero_skipped(self.optimizer)
 
 
 def check_gradients(contenders: list[Contender], *batch: Tensor) -> None:

@@ -120,13 +120,15 @@ def build_loaders(config: dict[str, Any], data, device, world: World) -> dict[st
     streams = isinstance(data.train, Files)
     names = ("flip",) if streams else ("flip", "shift")
     augmentation = {"seed": config["seed"]} | {name: dataset[name] for name in names}
-    layout = {"channels_last": settings["channels_last"], "rank": world.rank, "ranks": world.size}
+    common = {"channels_last": settings["channels_last"], "rank": world.rank, "ranks": world.size}
+    if streams:
+        common["workers"] = settings["workers"]
     make = partial(
         StreamingLoader if streams else Loader,
         normalization=data.normalization,
         batch_size=settings["batch_size"],
         device=device,
-        **layout,
+        **common,
     )
     loaders = {"train": make(data.train, **augmentation), "test": make(data.test)}
     if data.validation is not None:

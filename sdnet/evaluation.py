@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from sdnet import device as devices
 
+TOP5_CLASSES = 100  # top-5 errors are for data sets with so many classes or more
+
 
 class Evaluation(NamedTuple):
-    """Mean cross-entropy, and errors in percent; top-5 only where there are more classes."""
+    """Mean cross-entropy, and errors in percent; no top-5 error for fewer than TOP5_CLASSES."""
 
     loss: float
     error: float
@@ -50,5 +52,5 @@ def evaluate(
     if add_up is not None:
         add_up(sums)
     loss, wrong, wrong5, count = sums.tolist()
-    top5_error = 100.0 * wrong5 / count if classes > 5 else None
+    top5_error = 100.0 * wrong5 / count if classes >= TOP5_CLASSES else None
     return Evaluation(loss / count, 100.0 * wrong / count, top5_error)

@@ -50,10 +50,10 @@ NOT_RESULT = (
     "model.name",
     "schedule.name",
     "dataset.root",
-    "dataset.workers",
     "dataset.download",
     "trainer.device",
     "trainer.threads",
+    "trainer.workers",
     "trainer.log_every",
     "trainer.checkpoint_blocks",
 )

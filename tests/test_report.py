@@ -439,11 +439,26 @@ def test_the_columns_are_the_settings_that_differ(grid):
     assert row_with(result, schedule="mine.LinearDecay")["schedule.rule"] == "paper"
 
 
+def test_runs_of_several_processes_with_many_classes(tmp_path):
+    for seed in (0, 1):
+        top5 = {"test_top5_error": 3.0 + seed}
+        write_run(tmp_path / str(seed), seed, summary=top5, where={"processes": 2})
+    result, printed = report(tmp_path)
+    assert "top-5 (%)" in printed and "3.50 ± 0.71" in printed
+    command = result.table["command"][0]
+    assert command.startswith("python train.py -m ") and command.endswith(
+        "seed=0,1 hydra/launcher=submitit_local hydra.launcher.tasks_per_node=2"
+    )
+    result, _ = report(tmp_path / "0")
+    assert result.table["command"][0].startswith("torchrun --nproc-per-node=2 train.py schedule=")
+
+
 @pytest.mark.parametrize(
     "summary, where, reason",
     [
         ({}, {"threads": 2}, "threads 1, 2"),
         ({}, {"device_name": "CPU Y"}, "device_name CPU X, CPU Y"),
+        ({}, {"processes": 2}, "processes 1, 2"),
         (
             {},
             {"resumed": [{"device": "cpu", "device_name": "CPU X", "threads": 4}]},

@@ -107,9 +107,14 @@ class Group:
         value = 1.0 if self.is_baseline else plain(self.settings.get("schedule.p_L"))
         return float(value) if isinstance(value, int | float) else None
 
-    def mean_std(self, name: str) -> tuple[float, float | None]:
-        """Mean and sample standard deviation (None for one run) of a number of summary.json."""
-        values = [run.summary[name] for run in self.runs]
+    def mean_std(self, name: str) -> tuple[float | None, float | None]:
+        """Mean and sample standard deviation (None for one run) of a number of summary.json.
+
+        Both are None where a run lacks it.
+        """
+        values = [run.summary.get(name) for run in self.runs]
+        if None in values:
+            return None, None
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
     def ends_in(self, baseline: "Group") -> bool:

@@ -36,9 +36,10 @@ from sdnet.analysis.collect import (
 from sdnet.run import write_atomically
 
 __all__ = ["Report", "ReportError", "write_report"]
-MACHINE = ("device", "device_name", "threads")
+MACHINE = ("device", "device_name", "threads", "processes")
 LOAD = 0.25  # cores kept busy by other programs: times of runs that differ by more do not compare
-MAY_LACK = ("test_error_std", "final_error_std", "train_seconds_std", "time_saving")
+TOP5 = ("test_top5_error_mean", "test_top5_error_std")
+MAY_LACK = (*TOP5, "test_error_std", "final_error_std", "train_seconds_std", "time_saving")
 MAY_LACK += ("difference_mean", "difference_low", "difference_high")
 NONE = "\N{EN DASH}"
 NOT_REPRODUCING = (
@@ -86,7 +87,7 @@ def _interval(values: Sequence[float]) -> tuple[float | None, float | None, floa
 def _work(run: Run) -> list[dict[str, Any]]:
     """The provenance of each process that trained a run; one that ended before that has noted no
     device."""
-    entries = [run.provenance, *run.provenance.get("resumed", [])]
+    entries = [{"processes": 1} | e for e in (run.provenance, *run.provenance.get("resumed", []))]
     return [entry for entry in entries if "device" in entry] or entries
 
 
@@ -133,6 +134,7 @@ def _row(group: Group, reference: Group | None) -> dict[str, Any]:
     numbers = {}
     for column, name in (
         ("test_error", "test_error"),
+        ("test_top5_error", "test_top5_error"),
         ("final_error", "final_test_error"),
         ("train_seconds", "train_seconds"),
     ):
@@ -165,9 +167,15 @@ def _command(group: Group) -> str:
         return "unknown"
     names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     kept = [o for o, name in zip(overrides, names, strict=True) if name not in NOT_REPRODUCING]
-    seeds = ",".join(str(run.seed) for run in group.runs)
-    several = ["-m"] if len(group.runs) > 1 else []
-    command = shlex.join(["python", "train.py", *several, *kept, f"seed={seeds}"])
+    kept.append(f"seed={','.join(str(run.seed) for run in group.runs)}")
+    start, processes = ["python", "train.py"], _work(group.runs[0])[0]["processes"]
+    if len(group.runs) > 1:
+        start.append("-m")
+        if processes > 1:
+            kept += ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={processes}"]
+    elif processes > 1:
+        start = ["torchrun", f"--nproc-per-node={processes}", "train.py"]
+    command = shlex.join([*start, *kept])
     own = sorted(_own_targets(group.runs[0].config))
     return f"SDNET_ALLOW_TARGETS={shlex.quote(','.join(own))} {command}" if own else command
 
@@ -234,6 +242,7 @@ def _rules(rows: Sequence[dict[str, Any]]) -> list[str]:
 def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[dict[str, str]]:
     """The rows for print: what each column is called and says."""
     several_rules = len(_rules(rows)) > 1
+    with_top5 = all(row[TOP5[0]] is not None for row in rows)
     return [
         {
             "id": row["id"],
@@ -241,6 +250,7 @@ def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[di
             "n": str(row["n"]),
             "seeds": row["seeds"],
             "test error (%)": _mean_std(row["test_error_mean"], row["test_error_std"]),
+            **({"top-5 (%)": _mean_std(*(row[name] for name in TOP5))} if with_top5 else {}),
             "final test error (%)": _mean_std(row["final_error_mean"], row["final_error_std"]),
             "difference (points)": _difference(row),
             "active blocks expected": f"{row['expected_active_blocks']:.2f}",
@@ -279,8 +289,8 @@ def _notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str |
         f"Difference: to {reference}, in percentage points, the mean over runs paired by seed with "
         "the 95 % interval of Student's t; n is given where it is not that of the row.",
         "Time saved: 1 - the ratio of the seconds per epoch of the same pairs. Not comparable: "
-        f"device, processor, threads or the load by other programs (by more than {LOAD:g} cores) "
-        "differ or are unknown.",
+        "device, processor, threads, processes or the load by other programs (by more than "
+        f"{LOAD:g} cores) differ or are unknown.",
         "Block evaluations saved: 1 - expected active blocks / blocks; 0 with masks per image, "
         "which save nothing.",
     ]

@@ -169,7 +169,7 @@ def _torchvision(name: str, root: str, files: str, **options: Any) -> Any:
         ) from error
 
 
-def image_folder(root: str, size: int | None = None, workers: int | None = None) -> Source:
+def image_folder(root: str, size: int | None = None) -> Source:
     """A folder of images: `root/train/<class>/...` and `root/val`, `root/test` or both.
 
     One of `val` and `test` alone is the test set; with both, `val` is the validation set. Images
@@ -180,14 +180,13 @@ def image_folder(root: str, size: int | None = None, workers: int | None = None)
     Args:
         size: edge in pixels: the shorter side is resized to it and the centre is cropped.
             None takes the images as they are, all of one size.
-        workers: processes that decode; None is one per core.
 
     Raises:
         ValueError: a missing folder, a class without images or unknown to `train`, an image that
             cannot be read or has another size (named), or more images than fit in memory.
     """
     folder, classes, listing = _list_folder(root)
-    pixels = _decode(folder, listing, size, workers)
+    pixels = _decode(folder, listing, size)
     ends = np.cumsum([len(part) for part in listing.values()])
     rows = np.split(np.arange(len(pixels)), ends[:-1])
     parts = zip(listing.items(), rows, strict=True)
@@ -202,7 +201,6 @@ def image_stream(
     scale: Sequence[float] = (0.08, 1.0),
     color: float = 0.4,
     lighting: float = 0.1,
-    workers: int | None = None,
 ) -> Source:
     """A folder of images as in `image_folder`, which are read anew whenever they are needed.
 
@@ -212,7 +210,7 @@ def image_stream(
     Raises:
         ValueError: an argument that is out of range, and what `image_folder` finds in the listing.
     """
-    reading = Reading(size, resize, tuple(scale), color, lighting, workers)
+    reading = Reading(size, resize, tuple(scale), color, lighting)
     folder, classes, listing = _list_folder(root)
     data = {name: Files(*_names(folder, part), reading) for name, part in listing.items()}
     return _folder_source(data, classes)
@@ -271,7 +269,7 @@ def _list_images(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
         raise ValueError(f"root holds a class without images in {folder.name}/: {error}") from error
 
 
-def _decode(folder: Path, listing: dict, size: int | None, workers: int | None) -> np.ndarray:
+def _decode(folder: Path, listing: dict, size: int | None) -> np.ndarray:
     """All images in turn, (N, H, W, 3) uint8: from the cache, or decoded and cached."""
     files = [Path(path) for part in listing.values() for path, _ in part]
     key = [[str(f.relative_to(folder)), (s := f.stat()).st_size, s.st_mtime_ns] for f in files]
@@ -282,7 +280,7 @@ def _decode(folder: Path, listing: dict, size: int | None, workers: int | None) 
         return np.load(cache)
     except (OSError, EOFError):  # not there, not readable
         log.info("decoding %d images of %s once", len(files), folder)
-        pixels = _decode_files(files, size, workers)
+        pixels = _decode_files(files, size)
         _save_cache(cache, pixels)
         return pixels
 
@@ -297,7 +295,7 @@ def _check_memory(count: int, size: int) -> None:
         )
 
 
-def _decode_files(files: list[Path], size: int | None, workers: int | None) -> np.ndarray:
+def _decode_files(files: list[Path], size: int | None, workers: int | None = None) -> np.ndarray:
     first = _read_image(files[0], size)
     _check_memory(len(files), len(files) * first.nbytes)
     chunks = [files[i : i + 64] for i in range(0, len(files), 64)]

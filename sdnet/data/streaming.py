@@ -49,8 +49,6 @@ class Reading:
         color: in training brightness, contrast and saturation are changed by factors within 1 -
             color .. 1 + color, in random order; 0 for none.
         lighting: standard deviation of colour noise along the principal components; 0 for none.
-        workers: processes that read for each process that trains; 0: none, None: one per core, 8 at
-            most.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -61,7 +59,6 @@ class Reading:
     scale: tuple[float, float] = (0.08, 1.0)
     color: float = 0.4
     lighting: float = 0.1
-    workers: int | None = None
 
     def __post_init__(self):
         for name, least in (("size", 1), ("resize", self.size)):
@@ -114,6 +111,7 @@ class StreamingLoader(Batches):
             seed, epoch and image, else prepared for evaluation.
         flip: mirror left to right with probability 1/2.
         channels_last: memory format of the batches.
+        workers: processes that read; 0: none, None: one per core, MOST_WORKERS at most.
     """
 
     def __init__(
@@ -126,6 +124,7 @@ class StreamingLoader(Batches):
         seed: int | None = None,
         flip: bool = False,
         channels_last: bool = True,
+        workers: int | None = None,
         rank: int = 0,
         ranks: int = 1,
     ):
@@ -135,7 +134,6 @@ class StreamingLoader(Batches):
         self.std = torch.from_numpy(normalization.std).to(device)[:, None]
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.keys = []  # of the batches to come
-        workers = split.reading.workers
         workers = default_workers() if workers is None else workers
         self.reader = DataLoader(
             Reader(split, seed, flip),

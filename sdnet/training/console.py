@@ -126,9 +126,12 @@ def result_lines(config: dict[str, Any], summary: dict[str, Any], folder: str) -
     chosen = f"at epoch {summary['best_epoch']:g}: {summary['selection']}"
     if summary["val_error"] is not None:
         chosen += f" ({summary['val_error']:.2f} %)"
+    top5 = summary.get("test_top5_error")
+    top5 = [] if top5 is None else [f"              {top5:.2f} % top-5, at the same epoch"]
     return [
         *lines,
         f"test error    {summary['test_error']:.2f} % {chosen}",
+        *top5,
         f"              {summary['final_test_error']:.2f} % at the last epoch",
         f"time          {summary['train_seconds']:.1f} s training, "
         f"{summary['eval_seconds']:.1f} s evaluating",

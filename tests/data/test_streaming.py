@@ -26,10 +26,11 @@ def folder(tmp_path_factory):
 
 
 def loader(folder, seed=0, batch_size=8, workers=0, part="train", **options):
-    source = image_stream(str(folder), size=16, resize=20, workers=workers)
+    source = image_stream(str(folder), size=16, resize=20)
     split = getattr(source, part)
     normalization = Normalization.fit(split, "imagenet")
-    return StreamingLoader(split, normalization, batch_size, seed=seed, flip=True, **options)
+    options |= {"seed": seed, "flip": True, "workers": workers}
+    return StreamingLoader(split, normalization, batch_size, **options)
 
 
 def test_an_epoch_depends_neither_on_workers_nor_processes_nor_where_it_is_resumed(folder):
@@ -38,7 +39,8 @@ def test_an_epoch_depends_neither_on_workers_nor_processes_nor_where_it_is_resum
     by_workers = loader(folder, workers=2)
     list(by_workers.batches(0))  # persistent workers have seen another epoch
     ranks = [loader(folder, rank=rank, ranks=2).batches(1) for rank in range(2)]
-    sharded = [[torch.cat(parts) for parts in zip(*pair)] for pair in zip(*ranks, strict=True)]
+    pairs = zip(*ranks, strict=True)
+    sharded = [(torch.cat([a, b]), torch.cat([la, lb])) for (a, la), (b, lb) in pairs]
     for other in (list(by_workers.batches(1)), sharded):
         for (a, la), (b, lb) in zip(whole, other, strict=True):
             assert torch.equal(a, b) and torch.equal(la, lb)

@@ -1,0 +1,83 @@
+"""Peak memory and time of a training step, with and without keeping all activations.
+
+    python benchmarks/memory.py   # ResNet-1202, 128 images of 32x32
+    python benchmarks/memory.py --depth 110 --groups none 6 --parts 1 4
+
+Two steps of SGD at p_L = 0.5, each way in a process of its own; the peak is what the process held
+at most (CUDA: what torch allocated). `--groups` are values of trainer.checkpoint_blocks, `--parts`
+of trainer.accumulate.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sdnet import LinearDecay, resnet_cifar, set_gates
+from sdnet.models.gates import GateSampler
+
+
+def measure(depth: int, batch: int, p_L: float, group: int | None, parts: int) -> None:
+    """Prints the peak in GB before and after, and the seconds of the second step."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = resnet_cifar(depth, schedule=LinearDecay(p_L))
+    model = model.to(device, memory_format=torch.channels_last)
+    model.checkpoint_blocks = group
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True)
+    images = torch.randn(batch, 3, 32, 32, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) % 10
+    sampler = GateSampler(model, seed=0)
+    before = peak(device)
+    for step in range(2):
+        start = time.perf_counter()
+        set_gates(model, sampler.draw(step, batch))
+        optimizer.zero_grad()
+        for x, y in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+            F.cross_entropy(model(x), y, reduction="sum").div(batch).backward()
+        optimizer.step()
+        after = peak(device)
+        seconds = time.perf_counter() - start
+    print(before, after, seconds)
+
+
+def peak(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--depth", type=int, default=1202)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--p_L", type=float, default=0.5)
+    parser.add_argument("--groups", nargs="+", default=["none", "15"])
+    parser.add_argument("--parts", nargs="+", type=int, default=[1])
+    parser.add_argument("--one", action="store_true", help="measure in this process")
+    args = parser.parse_args()
+    if args.one:
+        group = None if args.groups[0] == "none" else int(args.groups[0])
+        return measure(args.depth, args.batch, args.p_L, group, args.parts[0])
+    print(f"ResNet-{args.depth}, batch {args.batch}, p_L {args.p_L:g}")
+    print("checkpoint_blocks  accumulate   peak GB  of it the steps'  s/step")
+    for group in args.groups:
+        for parts in args.parts:
+            way = ["--groups", group, "--parts", str(parts), "--one"]
+            shape = ["--depth", str(args.depth), "--batch", str(args.batch), "--p_L", str(args.p_L)]
+            command = [sys.executable, __file__, *shape, *way]
+            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            before, after, seconds = map(float, out.split())
+            print(f"{group:>17}{parts:12}{after:10.2f}{after - before:18.2f}{seconds:8.1f}")
+    return None
+
+
+if __name__ == "__main__":
+    main()
