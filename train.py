@@ -43,7 +43,7 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
 
     console = consoles.set_up()
     run = RunFolder(config["resume"] or folder)
-    with distributed.joined() as world:
+    with distributed.joined(config["trainer"]["device"]) as world:
         try:
             return session.work(config, run, world, console, in_sweep)
         except Interrupted as error:

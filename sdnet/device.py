@@ -54,6 +54,8 @@ def configure(device: torch.device, precision: str, threads: int | None, determi
         )
     torch.set_num_threads(threads or DEFAULT_THREADS)
     if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cudnn.benchmark = not deterministic

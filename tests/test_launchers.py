@@ -40,11 +40,16 @@ def test_a_study_goes_on_past_a_failed_trial_and_continues_where_it_was(train, t
     assert f"best_value: {min(errors)}" in best
 
 
-def test_runs_as_jobs_of_their_own(train, tmp_path):
+@pytest.mark.parametrize(
+    "tasks, start", [(1, "python train.py "), (2, "torchrun --nproc-per-node=2 train.py ")]
+)
+def test_runs_as_jobs_of_their_own_with_one_process_or_two(train, tmp_path, tasks, start):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    done = train(*SWEEP, "hydra/launcher=submitit_local", "schedule.p_L=0.5")
+    launcher = ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={tasks}"]
+    done = train(*SWEEP, *launcher, "schedule.p_L=0.5", "trainer.device=cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = run_folders(tmp_path).values()
     assert summary(run)["status"] == "completed"
-    command = json.loads((run / "provenance.json").read_text())["command"]
-    assert command.startswith("python train.py ") and "schedule.p_L=0.5" in command
+    provenance = json.loads((run / "provenance.json").read_text())
+    assert provenance["processes"] == tasks
+    assert provenance["command"].startswith(start) and "schedule.p_L=0.5" in provenance["command"]

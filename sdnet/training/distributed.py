@@ -21,7 +21,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sdnet import device as devices
 from sdnet.data.batches import share
 
 POLL_SECONDS = 0.2
@@ -208,16 +207,18 @@ ALONE = World()
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """Joins the processes of a run, until the end of the block."""
+def joined(device: str) -> Iterator[World]:
+    """Joins the processes of a run, until the end of the block.
+
+    Args:
+        device: as `trainer.device`; gradients on CUDA are exchanged by NCCL, all else by gloo.
+    """
     rank, size, local_rank = environment()
     if size == 1:
         yield ALONE
         return
     store, _, _ = next(dist.rendezvous("env://", rank, size))
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(devices.cuda_index(local_rank))
+    cuda = device != "cpu" and torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     world = World(rank, size, local_rank, store)

@@ -51,7 +51,7 @@ def trained(granularity, update, norm, world):
 
 def main(folder):
     torch.set_num_threads(1)
-    with distributed.joined() as world:
+    with distributed.joined("cpu") as world:
         states = {" ".join(case): trained(*case, world) for case in CASES}
         torch.save(states, Path(folder) / f"{world.rank}.pt")
 

@@ -1,5 +1,7 @@
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sdnet import config as configs
 from sdnet.build import build_trainer, check_batches
@@ -65,6 +67,28 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_resumes_exactly(tmp_path, overr
     ):
         assert torch.equal(a, b)
     assert resumed.counters.active == whole.counters.active
+
+
+def test_a_run_on_streamed_images_resumes_in_the_middle_of_an_epoch(tmp_path):
+    random = np.random.default_rng(0)
+    for part, count in (("train", 20), ("val", 4)):
+        for i in range(count):
+            path = tmp_path / "data" / part / "ab"[i % 2] / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (12, 14, 3), dtype=np.uint8)).save(path)
+    data = ["dataset=image_stream", f"dataset.root={tmp_path / 'data'}", "dataset.resize=9"]
+    data += ["trainer.batch_size=6"]
+    whole = make(tmp_path / "whole", *data, "trainer.workers=0")
+    whole.fit()
+    stopped = make(tmp_path / "parts", *data, "trainer.workers=1")
+    stopped.listeners = (StopAfter(6),)
+    with pytest.raises(Interrupted, match="after step 6 of 8"):
+        stopped.fit()
+    resumed = make(tmp_path / "parts", *data, "trainer.workers=2")
+    resumed.resume()
+    resumed.fit()
+    assert without_times(resumed.run.rows()) == without_times(whole.run.rows())
+    assert resumed.run.rows()[-1]["test_top5_error"] is None  # of two classes
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(tmp_path):
