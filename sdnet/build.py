@@ -23,9 +23,18 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int):
     """The network with its schedule, initialised by the seed, on torch's default device."""
     schedule = configs.instantiate(config, "schedule")
     with rng.torch_seeded(config["seed"], "init"):
-        return configs.instantiate(
+        model = configs.instantiate(
             config, "model", schedule=schedule, num_classes=num_classes, in_channels=in_channels
         )
+    group = config["trainer"]["checkpoint_blocks"]
+    if group is not None:
+        if not hasattr(model, "checkpoint_blocks"):
+            raise configs.ConfigError(
+                f"trainer.checkpoint_blocks must be null for {type(model).__name__}, which cannot "
+                f"do it, got {group}"
+            )
+        model.checkpoint_blocks = group
+    return model
 
 
 def build_device(config: dict[str, Any], world: World = ALONE):
@@ -36,6 +45,8 @@ def build_device(config: dict[str, Any], world: World = ALONE):
         devices.configure(
             device, settings["precision"], settings["threads"], settings["deterministic"]
         )
+        if settings["sync_batchnorm"] and device.type != "cuda":
+            raise ValueError("sync_batchnorm needs CUDA: torch has no such thing on CPU, got true")
     return device
 
 
@@ -59,56 +70,41 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     Args:
         run: the run folder; None in a process that keeps none.
     """
+    import torch
+
     from sdnet.training.trainer import Trainer
 
     settings = config["trainer"]
     device = build_device(config, world)
     with world.one_first():
         data = build_data(config)
-    with configs.errors_of(config, "trainer"):
-        check_batches(settings, len(data.train), world.size)
+    check_batches(config, len(data.train), world.size)
     model = build_model(config, len(data.classes), data.image_shape[0])
-    with configs.errors_of(config, "trainer"):
-        model = prepare_model(model, settings, device)
+    if settings["sync_batchnorm"]:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+    model = model.to(device, memory_format=layout)
     optimizer, lr_schedule = build_optimization(config, model)
     loaders = build_loaders(config, data, device, world)
     world.meet()  # a mistake that one of them finds is found before the run folder is made
     return Trainer(model, optimizer, lr_schedule, loaders, config, run, world)
 
 
-def check_batches(settings: dict[str, Any], images: int, processes: int) -> None:
-    """Raises a ValueError where a process or a part of a mini-batch would have too few images."""
-    size, parts = settings["batch_size"], settings["accumulate"] * processes
-    if size < 2 * parts:
-        raise ValueError(
-            f"batch_size must be {2 * parts} or more for accumulate={settings['accumulate']} and "
-            f"{processes} process(es), which leaves each part two images, got {size}"
+def check_batches(config: dict[str, Any], images: int, processes: int) -> None:
+    """Raises a ConfigError where a process or a part of a mini-batch would have too few images."""
+    size, accumulate = config["trainer"]["batch_size"], config["trainer"]["accumulate"]
+    least = 2 * accumulate * processes
+    if size < least:
+        raise configs.ConfigError(
+            f"trainer.batch_size must be {least} or more for accumulate={accumulate} and "
+            f"{processes} process(es), so that each part has two images, got {size}"
         )
     last = images % size or size
     if last < processes:
-        raise ValueError(
-            f"batch_size={size} leaves {last} of {images} training images for an epoch's last "
-            f"step: too few for {processes} processes; choose another size"
+        raise configs.ConfigError(
+            f"trainer.batch_size={size} leaves {last} of {images} training images for an epoch's "
+            f"last step: too few for {processes} processes; choose another size"
         )
-
-
-def prepare_model(model, settings: dict[str, Any], device):
-    """The model on its device as the trainer's settings want it."""
-    import torch
-
-    if settings["checkpoint_blocks"] is not None:
-        if not hasattr(model, "checkpoint_blocks"):
-            raise ValueError(
-                f"checkpoint_blocks must be null for {type(model).__name__}, which cannot do it, "
-                f"got {settings['checkpoint_blocks']}"
-            )
-        model.checkpoint_blocks = settings["checkpoint_blocks"]
-    if settings["sync_batchnorm"]:
-        if device.type != "cuda":
-            raise ValueError("sync_batchnorm needs CUDA: torch has no such thing on CPU, got true")
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
-    return model.to(device, memory_format=layout)
 
 
 def build_loaders(config: dict[str, Any], data, device, world: World) -> dict[str, Any]:

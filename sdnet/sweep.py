@@ -101,7 +101,9 @@ def run_sweep(config: DictConfig, task: TaskFunction) -> int | None:
             "processes for each run (hydra.launcher.tasks_per_node; submitit_local has it too)"
         )
     points = plan(config)
-    check(points, local="submitit" not in config.hydra.launcher._target_)
+    launcher = config.hydra.launcher
+    processes = launcher.get("tasks_per_node", 1) * launcher.get("nodes", 1)
+    check(points, "submitit" not in launcher._target_, processes)
     if config.show:
         show(console, points)
         return 0
@@ -225,11 +227,12 @@ def _errors_in(label: str):
         raise configs.ConfigError(f"in {label}: {configs.explain(error)}") from error
 
 
-def check(points: list[Point], local: bool) -> None:
+def check(points: list[Point], local: bool, processes: int) -> None:
     """Builds what the runs that are left will build, the network on the meta device.
 
     Args:
         local: whether the runs will be computed on this machine, with its devices.
+        processes: that work together on each of them.
 
     Raises:
         ConfigError: the first mistake, and the run in which it is.
@@ -244,6 +247,7 @@ def check(points: list[Point], local: bool) -> None:
         with _errors_in(point.label):
             if local:
                 seen.call(build.build_device, config, ("trainer",))
+            build.check_batches(config, seen.call(_facts, config, ("dataset",))[2], processes)
             model = _network(config, seen)
             seen.call(build.build_optimization, config, ("optimizer", "lr_schedule"), model)
             seen.call(build.build_wandb_mode, config, ("wandb",))
@@ -264,7 +268,7 @@ class _Once:
 
 def _network(config: dict[str, Any], seen: _Once):
     """The network of a run on the meta device: shapes without values."""
-    image_shape, classes = seen.call(_facts, config, ("dataset",))
+    image_shape, classes, _ = seen.call(_facts, config, ("dataset",))
 
     def network(config):
         from sdnet import build
@@ -272,15 +276,15 @@ def _network(config: dict[str, Any], seen: _Once):
         with torch.device("meta"):
             return build.build_model(config, classes, image_shape[0])
 
-    return seen.call(network, config, ("dataset", "model", "schedule"))
+    return seen.call(network, config, ("dataset", "model", "schedule", "trainer"))
 
 
-def _facts(config: dict[str, Any]) -> tuple[tuple[int, int, int], int]:
-    """(C, H, W) of an image, and the number of classes, of a data set, which is loaded for it."""
+def _facts(config: dict[str, Any]) -> tuple[tuple[int, int, int], int, int]:
+    """(C, H, W), classes and training images of a data set, which is loaded for it."""
     from sdnet import build
 
     data = build.build_data(config)
-    return data.image_shape, len(data.classes)
+    return data.image_shape, len(data.classes), len(data.train)
 
 
 def show(console: Console, points: list[Point]) -> None:

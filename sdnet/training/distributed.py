@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +153,7 @@ class World:
     # -- beginning and end ------------------------------------------------------------------------
 
     def start(self) -> bool:
-        """Whether there is something to do: rank 0 says so by calling this, the others wait."""
+        """Whether there is something to do: rank 0 calls this when there is, the others to know."""
         if self.size == 1:
             return True
         if self.is_main:
@@ -174,9 +174,10 @@ class World:
 
     def error_elsewhere(self) -> str | None:
         """What another process reported, where one did."""
-        if self.size == 1 or not self.store.check([ERROR]):
-            return None
-        return self.store.get(ERROR).decode()
+        with suppress(Exception):  # torchrun is gone, which kept the store
+            if self.size > 1 and self.store.check([ERROR]):
+                return self.store.get(ERROR).decode()
+        return None
 
     def fail(self, error: BaseException) -> None:
         """Ends a process other than rank 0, which then finds the reason in the store."""
@@ -191,7 +192,8 @@ class World:
 
     def _leave(self) -> None:
         if self.is_main:
-            self.store.set(ENDED, "1")
+            with suppress(Exception):
+                self.store.set(ENDED, "1")
         while not self.has_ended():  # a scheduler may take the end of one for the end of all
             time.sleep(POLL_SECONDS)
         dist.destroy_process_group()

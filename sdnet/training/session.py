@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Callable
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +153,15 @@ def work(
         RunError, Interrupted: see `train`.
     """
     if not world.is_main:
-        return follow(partial(build.build_trainer, config, None, world), world)
+        return follow(config, world)
     summary = finished(run, config)
     if summary is None:
         wandb_mode = build.build_wandb_mode(config)
-        make_trainer = partial(build.build_trainer, config, run, world)
+
+        def make_trainer():
+            world.start()
+            return build.build_trainer(config, run, world)
+
         if not in_sweep:  # a sweep was checked before it began; what fails now belongs on record
             try:
                 trainer = make_trainer()
@@ -224,7 +227,6 @@ def _train(
             run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
         made = make_trainer()
         note_device(run, made.device)
-        world.start()
         made.resume()
         trainer = made  # from here on its counters speak for the run
         trainer.listeners = (guard, shown, tracker) if tracker else (guard, shown)
@@ -259,18 +261,19 @@ def _train(
     return summary
 
 
-def follow(make_trainer: Callable[[], Trainer], world: World) -> None:
+def follow(config: dict[str, Any], world: World) -> None:
     """The part in a run of a process other than the first: the same steps, and nothing on record.
 
     Raises:
         Interrupted, Diverged: as in every process.
     """
+    if not world.start():
+        return
     try:
-        trainer = make_trainer()
-        if world.start():  # else there is nothing left to do
-            trainer.resume()
-            with _stop_on_signal(trainer):
-                trainer.fit()
+        trainer = build.build_trainer(config, None, world)
+        trainer.resume()
+        with _stop_on_signal(trainer):
+            trainer.fit()
     except (Interrupted, Diverged):
         raise
     except Exception as error:

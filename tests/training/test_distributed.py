@@ -63,6 +63,8 @@ def test_the_command_is_stopped_and_resumed_in_one_folder(train_in, tmp_path):
     assert summary["test_error"] < 30
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert list(tmp_path.glob("outputs/*/*")) == [run]
+    again = train_in(tmp_path, f"resume={relative}", start=TORCHRUN)  # nothing to do, for both
+    assert again.returncode == 0 and again.stdout.count("is completed: ") == 1
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["processes"] == provenance["resumed"][0]["processes"] == 2
 

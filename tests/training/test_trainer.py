@@ -200,10 +200,12 @@ def test_what_cannot_be_done_is_refused_by_name(tmp_path, overrides, message):
 
 
 def test_a_last_mini_batch_too_small_for_the_processes_is_refused():
-    settings = {"batch_size": 128, "accumulate": 1}
-    check_batches(settings, 1_281_167, 15)  # 15 are left: one for each
-    with pytest.raises(ValueError, match="leaves 15 of 1281167 training images"):
-        check_batches(settings, 1_281_167, 16)
+    config = {"trainer": {"batch_size": 128, "accumulate": 1}}
+    check_batches(config, 1_281_167, 15)  # 15 are left: one for each
+    with pytest.raises(
+        configs.ConfigError, match="batch_size=128 leaves 15 of 1281167 training images"
+    ):
+        check_batches(config, 1_281_167, 16)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
