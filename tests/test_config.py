@@ -1,11 +1,14 @@
+import os
+import re
+
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from sdnet import build, run
 from sdnet import config as configs
-from sdnet import run
 
 CONF = __import__("pathlib").Path(__file__).parents[1] / "conf"
 
@@ -127,30 +130,31 @@ def test_the_demo_preset_is_the_default_run():
     assert run.identity(composed("experiment=digits_demo")) == run.identity(composed())
 
 
-def test_the_papers_preset_is_the_papers_recipe():
-    config = composed("experiment=cifar10_resnet110")
-    assert config["trainer"]["epochs"] == 500 and config["trainer"]["batch_size"] == 128
-    optimizer = configs.instantiate(config, "optimizer", [torch.nn.Parameter(torch.zeros(1))])
-    group = optimizer.param_groups[0]
-    assert type(optimizer) is torch.optim.SGD
-    assert (group["lr"], group["momentum"], group["nesterov"]) == (0.1, 0.9, True)
-    assert group["weight_decay"] == 1e-4 and config["optimizer"]["skipped_update"] == "decay"
-    lr_schedule = configs.instantiate(config, "lr_schedule")
-    rates = [lr_schedule(e, 500) for e in (0, 249.99, 250, 374.99, 375, 499.99)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    dataset = config["dataset"]
-    assert (dataset["validation"], dataset["shift"], dataset["flip"]) == (5000, 4, True)
-    assert dataset["normalization"] == "pixel"
-    schedule = configs.instantiate(config, "schedule")
-    with torch.device("meta"):
-        network = configs.instantiate(config, "model", schedule=schedule, num_classes=10)
-    assert sum(p.numel() for p in network.parameters()) == 1_727_962
-    assert sum(block.survival for block in network.blocks) == pytest.approx(40.25)
-    block = network.blocks[0]
-    assert (block.granularity, block.rescale, block.order) == ("batch", "eval", "post")
-    # the baseline is one override away
-    constant = composed("experiment=cifar10_resnet110", "schedule=constant")
-    assert configs.instantiate(constant, "schedule")([2]) == [1.0, 1.0]
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ("schedule.p_L=abc", "schedule.p_L must be a number with 0 < p_L <= 1"),
+        ("schedule.p_L=1.5", "got 1.5"),
+        ("trainer.batch_size=many", "trainer.batch_size must be a whole number, 2 or more"),
+        ("trainer.checkpoint_blocks=0", "trainer.checkpoint_blocks must be a whole number, 1 or"),
+        ("trainer.sync_batchnorm=true", "trainer.sync_batchnorm needs CUDA"),
+        ("dataset=image_folder", "dataset.root must be given"),
+        ("dataset=image_stream dataset.root=. dataset.scale=[2,3]", "dataset.scale must be two"),
+        ("dataset=cifar10 dataset.download=false", "dataset.root 'data' does not hold CIFAR10"),
+        ("wandb.mode=online", "wandb.mode online needs credentials"),
+    ],
+)
+def test_mistakes_are_found_while_a_run_is_built(monkeypatch, tmp_path, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", os.devnull)
+    with pytest.raises(configs.ConfigError, match=re.escape(message)):
+        config = composed("trainer.device=cpu", *overrides.split())
+        build.build_device(config)
+        data = build.build_data(config)
+        build.build_model(config, len(data.classes), data.image_shape[0])
+        build.build_wandb_mode(config)
+    assert list(tmp_path.iterdir()) in ([], [tmp_path / "data"])
 
 
 def test_a_resumed_run_keeps_its_configuration_but_for_where_it_is_computed(tmp_path):
