@@ -97,7 +97,7 @@ class ResNet(nn.Module):
 
     The attribute `checkpoint_blocks`, None at first, may be set to the size of the groups of
     consecutive blocks whose activations are recomputed in the backward pass instead of kept: less
-    memory for about a third more time; gradients and BatchNorm statistics stay the same.
+    memory for another forward pass; gradients and BatchNorm statistics stay the same.
 
     Raises:
         ValueError: naming the argument that is out of range and what is allowed.
