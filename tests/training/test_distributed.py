@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import HashStore
 
-from sdnet.training.distributed import ALONE
+from sdnet.training import distributed
+from sdnet.training.distributed import ALONE, World
 from tests.training import steps
 
 STEPS = Path(steps.__file__)
@@ -63,10 +65,15 @@ def test_the_command_is_stopped_and_resumed_in_one_folder(train_in, tmp_path):
     assert summary["test_error"] < 30
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert list(tmp_path.glob("outputs/*/*")) == [run]
-    again = train_in(tmp_path, f"resume={relative}", start=TORCHRUN)  # nothing to do, for both
-    assert again.returncode == 0 and again.stdout.count("is completed: ") == 1
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["processes"] == provenance["resumed"][0]["processes"] == 2
+
+
+def test_a_process_begins_only_when_the_first_has_found_something_to_do():
+    for key, begins in ((distributed.STARTED, True), (distributed.ENDED, False)):
+        world = World(rank=1, size=2, local_rank=1, store=HashStore())
+        world.store.set(key, "1")
+        assert world.start() == begins
 
 
 def as_one_of_two(rank):
