@@ -35,6 +35,8 @@ def run_command(main: Callable[[], Any]) -> None:
         if sweep.Callback.started:
             print("the sweep was stopped; the same command continues it")
     except Exception as error:
+        if not distributed.is_main():
+            print(f"error on rank {distributed.environment()[0]}: {error}", file=sys.__stderr__)
         if full or sweep.Callback.left_to_sweeper is None:
             raise
         status = f"error: the sweeper gave up: {error}"  # e.g. optuna, when every trial failed

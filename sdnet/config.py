@@ -136,6 +136,11 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not folder.holds_run():
         raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
     stored = folder.config()
+    if unknown := sorted(set(config["trainer"]) - set(stored["trainer"])):
+        raise ConfigError(
+            f"resume={folder.path} was begun by an earlier version of sdnet: its configuration has "
+            f"no trainer.{unknown[0]}; start a new run"
+        )
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         key = key.partition("@")[0]

@@ -87,7 +87,7 @@ class OtherLoad:
         """Processor time of this process, those it started, and those it shares its run with."""
         root = psutil.Process()
         if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
-            root = root.parent()  # which started them all
+            root = root.parent() or root  # which started them all
         total = 0.0
         for process in (root, *root.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):

@@ -173,6 +173,8 @@ def _command(group: Group) -> str:
         start.append("-m")
         if processes > 1:
             kept += ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={processes}"]
+            if _work(group.runs[0])[0].get("device") == "cuda":
+                kept.append(f"hydra.launcher.gpus_per_node={processes}")
     elif processes > 1:
         start = ["torchrun", f"--nproc-per-node={processes}", "train.py"]
     command = shlex.join([*start, *kept])

@@ -128,15 +128,16 @@ def svhn(root: str, download: bool = True) -> Source:
     each is one of the source's `parts`; 26,032 are for test. Needs scipy, and room for 1.9 GB of
     temporary files.
     """
+    test, _ = _svhn(("test",), root, download)  # first: it makes the folder, if need be
     joined, sizes = _svhn(("train", "extra"), root, download)
-    test, _ = _svhn(("test",), root, download)
     return Source(joined, test, [str(digit) for digit in range(10)], parts=sizes)
 
 
 def _svhn(names: Sequence[str], root: str, download: bool) -> tuple[Split, list[int]]:
     """Parts of SVHN joined, and their sizes."""
     # By way of a file: memory would have to hold torchvision's array of a part and ours at once.
-    with TemporaryFile(dir=root if os.access(root, os.W_OK) else None) as file:
+    folder = os.path.expanduser(root)
+    with TemporaryFile(dir=folder if os.access(folder, os.W_OK) else None) as file:
         labels = [_write_svhn(name, root, download, file) for name in names]
         file.seek(0)
         images = np.fromfile(file, np.uint8).reshape(-1, 32, 32, 3)

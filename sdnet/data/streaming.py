@@ -7,6 +7,8 @@ the number of workers or processes nor on where a run was interrupted.
 from __future__ import annotations
 
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 BATCHES_AHEAD = 2  # per worker
 MOST_WORKERS = 8  # where the number is not given
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601 luma, as PIL and torchvision have it
 # The principal components of ImageNet's colours, as columns, of values 0..255 (Krizhevsky et al.
 # 2012; the figures are those of github.com/facebook/fb.resnet.torch).
@@ -141,6 +144,9 @@ class StreamingLoader(Batches):
             sampler=self.keys,
             num_workers=workers,
             prefetch_factor=BATCHES_AHEAD if workers else None,
+            # not the default, which within joblib's processes is not meant for others
+            multiprocessing_context=START_METHOD if workers else None,
+            worker_init_fn=stand_apart,
             persistent_workers=bool(workers) and seed is not None,  # in evaluation: seldom used
             pin_memory=self.device.type == "cuda",
         )
@@ -159,9 +165,23 @@ class StreamingLoader(Batches):
 
 def default_workers() -> int:
     """One per core of this process's share of the machine, MOST_WORKERS at most."""
+    cores = os.cpu_count()
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
+    if affinity and len(affinity(0)) < cores:  # a scheduler has given this process its own
+        return min(MOST_WORKERS, len(affinity(0)))
     return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def stand_apart(worker: int) -> None:
+    """Keeps signals from a worker that are meant for the process that trains, which still needs it.
+
+    A terminal, torchrun and schedulers send them to the whole group of processes.
+    """
+    if hasattr(os, "setsid"):
+        os.setsid()
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class Reader(Dataset):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,13 +33,15 @@ class Lost(Exception):
     """Another process of the run answers no more."""
 
 
+@cache
 def environment() -> tuple[int, int, int]:
     """Rank, number of processes and rank on this machine: (0, 1, 0) for a process alone."""
-    if "WORLD_SIZE" not in os.environ and "SUBMITIT_EXECUTOR" in os.environ:
+    if "TORCHELASTIC_RUN_ID" not in os.environ and "SUBMITIT_EXECUTOR" in os.environ:
         import submitit
 
         if submitit.JobEnvironment().num_tasks > 1:
-            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+            environment = submitit.helpers.TorchDistributedEnvironment()
+            environment.export(set_cuda_visible_devices=False, overwrite=True)
     names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     return tuple(int(os.environ.get(name, default)) for name, default in names)
 
@@ -82,6 +85,7 @@ class World:
     def sum(self, tensor: Tensor) -> None:
         """Replaces a tensor by its sum over all processes."""
         if self.size > 1:
+            self.meet()  # gloo finds out at once when one of them is gone, NCCL does not
             _all_reduce(tensor)
 
     def agree(self, *numbers: int) -> list[int]:
@@ -169,7 +173,7 @@ class World:
         """Whether rank 0 is done, or gone."""
         try:
             return self.store.check([ENDED])
-        except Exception:  # it kept the store
+        except Exception:  # whoever kept the store is gone: rank 0, or torchrun
             return True
 
     def error_elsewhere(self) -> str | None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import platform
 import shlex
 import signal
@@ -73,7 +74,11 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
 def command(*overrides: str) -> str:
     """What to type for a run of as many processes as this one has."""
     _, size, _ = distributed.environment()
-    start = ["torchrun", f"--nproc-per-node={size}"] if size > 1 else ["python"]
+    start = ["python"]
+    if size > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        nodes = [f"--nnodes={size // here}"] if size > here else []
+        start = ["torchrun", *nodes, f"--nproc-per-node={here}"]
     return shlex.join([*start, "train.py", *overrides])
 
 
@@ -265,7 +270,8 @@ def follow(config: dict[str, Any], world: World) -> None:
     """The part in a run of a process other than the first: the same steps, and nothing on record.
 
     Raises:
-        Interrupted, Diverged: as in every process.
+        Interrupted: as in every process.
+        RunError: the run diverged, which every process finds.
     """
     if not world.start():
         return
@@ -274,10 +280,13 @@ def follow(config: dict[str, Any], world: World) -> None:
         trainer.resume()
         with _stop_on_signal(trainer):
             trainer.fit()
-    except (Interrupted, Diverged):
+    except Interrupted:
         raise
+    except Diverged as error:
+        raise RunError(str(error)) from error
     except Exception as error:
-        world.fail(error)
+        if not (isinstance(error, Lost) and world.has_ended()):  # then rank 0 had its reason to go
+            world.fail(error)
 
 
 @contextmanager
@@ -325,8 +334,8 @@ def _stop_on_signal(trainer: Trainer):
     this way of a time limit or a preemption: then that signal ends the run, and `hand_over` calls
     the handler once everything is saved. SIGTERM comes before it, or alone; it only saves there.
 
-    torchrun passes a signal on that its processes have from the terminal already: the second one
-    is no haste, and a run that does not stop is killed by torchrun, after 30 seconds.
+    One of several processes may get a signal twice, from whoever started them and from a scheduler:
+    there a second one is no haste. torchrun kills what has not ended after 30 seconds.
     """
 
     def stop(number, frame):

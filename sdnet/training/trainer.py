@@ -121,7 +121,7 @@ class Trainer:
                 due = step % self.eval_steps == 0 or step == self.total_steps
                 for listener in self.listeners:
                     listener.on_step(self)
-                stop, self.stop_signal = self.world.agree(self.stop_requested, self.stop_signal)
+                stop, number = self.world.agree(self.stop_requested, self.stop_signal)
                 if due or stop or step % CHECK_EVERY == 0:
                     self.check_finite()  # waits for the device
                 now = time.perf_counter()
@@ -136,7 +136,7 @@ class Trainer:
                     self.save_requested = False
                 if stop:
                     message = f"stopped after step {step} of {self.total_steps}"
-                    raise Interrupted(message, self.stop_signal)
+                    raise Interrupted(message, number)
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of stochastic gradient descent on one mini-batch with one draw of gates.
@@ -156,7 +156,8 @@ class Trainer:
         gates = self.gates.draw(counters.step, size)
         mine = gates[:, world.share(size)] if gates.ndim == 2 else gates
         self.optimizer.zero_grad(set_to_none=True)
-        sums = [self.backward(*part, size) for part in self.parts(images, labels, mine)]
+        parts = self.parts(size, images, labels, mine)
+        sums = [self.backward(*part, size) for part in parts]
         step_sums = torch.stack(sums).sum(0)
         world.reduce(self.model, step_sums)
         if self.skipped_update == "decay":
@@ -171,10 +172,15 @@ class Trainer:
         counters.interval_active += active
         counters.interval_steps += 1
 
-    def parts(self, images: Tensor, labels: Tensor, gates: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """The mini-batch, or nearly equal parts of it, with gates for their rows."""
+    def parts(self, size: int, images: Tensor, labels: Tensor, gates: Tensor) -> Iterator[tuple]:
+        """This process's share of a mini-batch of `size` in parts, with gates for their rows.
+
+        The last mini-batch of an epoch is divided into fewer, nearly equal parts: as many in every
+        process, and of two images or more where there are so many.
+        """
         full = -(-self.settings["batch_size"] // (self.settings["accumulate"] * self.world.size))
-        count = -(-len(images) // full)
+        largest, smallest = -(-size // self.world.size), size // self.world.size
+        count = max(1, min(-(-largest // full), smallest // 2))
         parts = (tensor.tensor_split(count) for tensor in (images, labels))
         rows = gates.tensor_split(count, dim=1) if gates.ndim == 2 else [gates] * count
         return zip(*parts, rows, strict=True)

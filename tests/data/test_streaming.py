@@ -1,4 +1,7 @@
+import os
+
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -100,6 +103,13 @@ def test_crops_cover_the_share_of_the_area_that_is_asked_for(folder):
         widths.append((red.max() - red.min()).item() / 2)
         assert crop.shape == (3, 16, 16) and not torch.equal(matrix, torch.eye(3))
     assert min(widths) < 45 and max(widths) > 95
+
+
+def test_workers_are_out_of_reach_of_signals_to_the_process_group(folder):
+    batches = loader(folder, workers=1).batches()
+    next(batches)
+    groups = {os.getpgid(child.pid) for child in psutil.Process().children()}
+    assert groups and os.getpgrp() not in groups
 
 
 def test_an_unreadable_image_is_named_by_the_process_that_trains(folder, tmp_path):
