@@ -26,6 +26,7 @@ from sdnet.data.batches import share
 
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0  # for a process to end by itself after rank 0 has
+CONCLUDE_SECONDS = 120.0  # for rank 0 to find out that another one failed, and to conclude the run
 STARTED, ENDED, ERROR = "sdnet/started", "sdnet/ended", "sdnet/error"
 
 
@@ -184,7 +185,10 @@ class World:
         return None
 
     def fail(self, error: BaseException) -> None:
-        """Ends a process other than rank 0, which then finds the reason in the store."""
+        """Ends a process other than rank 0, which then finds the reason in the store.
+
+        Returns where submitit waits for a result of each process, once rank 0 has ended.
+        """
         text = f"on rank {self.rank}: {type(error).__name__}: {error}"
         try:
             first = self.store.compare_set(ERROR, "", text).decode() == text
@@ -192,7 +196,15 @@ class World:
             first = False
         if first and not self.has_ended():
             print(f"error {text}", file=sys.__stderr__, flush=True)
-        os._exit(1)  # at once: the others wait for an answer of this process, or for its end
+        # At once: the others wait for an answer of this process, or for its end.
+        if "SUBMITIT_EXECUTOR" not in os.environ:
+            os._exit(1)
+        dist.destroy_process_group()
+        deadline = time.monotonic() + CONCLUDE_SECONDS
+        while not self.has_ended():
+            if time.monotonic() > deadline:
+                os._exit(1)
+            time.sleep(POLL_SECONDS)
 
     def _leave(self) -> None:
         if self.is_main:
@@ -200,7 +212,8 @@ class World:
                 self.store.set(ENDED, "1")
         while not self.has_ended():  # a scheduler may take the end of one for the end of all
             time.sleep(POLL_SECONDS)
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     def _watch(self, left: threading.Event) -> None:
         """Ends this process where rank 0 has ended and cannot answer what this one waits for."""
@@ -223,6 +236,10 @@ def joined(device: str) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
+    # The optimizer would import it later, and default arguments in there hold on to a group that is
+    # there by then: destroying it would close nothing.
+    import torch._dynamo
+
     store, _, _ = next(dist.rendezvous("env://", rank, size))
     cuda = device != "cpu" and torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"

@@ -287,6 +287,7 @@ def follow(config: dict[str, Any], world: World) -> None:
     except Exception as error:
         if not (isinstance(error, Lost) and world.has_ended()):  # then rank 0 had its reason to go
             world.fail(error)
+            raise RunError(str(error)) from error
 
 
 @contextmanager
