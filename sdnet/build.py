@@ -46,7 +46,7 @@ def build_device(config: dict[str, Any], world: World = ALONE):
             device, settings["precision"], settings["threads"], settings["deterministic"]
         )
         if settings["sync_batchnorm"] and device.type != "cuda":
-            raise ValueError("sync_batchnorm needs CUDA: torch has no such thing on CPU, got true")
+            raise ValueError("sync_batchnorm must be false without CUDA, got true")
     return device
 
 

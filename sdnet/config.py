@@ -148,8 +148,8 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         new, old = _select(config, path), _select(stored, path)
         if run.canonical(new, path) != run.canonical(old, path):
             raise ConfigError(
-                f"{key}={value} would change the result of the run in {folder.path}, whose stored "
-                f"configuration holds; leave it out, or start a new run"
+                f"{key}={value} would change the result of the run in {folder.path}, which keeps "
+                f"its stored configuration; leave it out, or start a new run"
             )
         if key in run.NOT_RESULT or key.startswith("wandb."):
             parent, _, last = key.rpartition(".")
@@ -401,7 +401,7 @@ def explain(error: Exception) -> str:
             hint = f"; did you mean {close[0]}?" if close else "."
             where = f"in {prefix}" if prefix else "at the top"
             return f"{cause.full_key} is not a setting{hint} Known {where}: {', '.join(allowed)}"
-    plugin = re.search(r"Could not find 'hydra/(\w+)/(\w+)_plugin'", text)
+    plugin = re.search(r"Could not (?:find|load) 'hydra/(\w+)/(\w+)_plugin'", text)
     if plugin:
         return (
             f"hydra/{plugin[1]}={plugin[2]} needs a plugin that is not installed: "

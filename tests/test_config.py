@@ -137,7 +137,7 @@ def test_the_demo_preset_is_the_default_run():
         ("schedule.p_L=1.5", "got 1.5"),
         ("trainer.batch_size=many", "trainer.batch_size must be a whole number, 2 or more"),
         ("trainer.checkpoint_blocks=0", "trainer.checkpoint_blocks must be a whole number, 1 or"),
-        ("trainer.sync_batchnorm=true", "trainer.sync_batchnorm needs CUDA"),
+        ("trainer.sync_batchnorm=true", "trainer.sync_batchnorm must be false without CUDA"),
         ("dataset=image_folder", "dataset.root must be given"),
         ("dataset=image_stream dataset.root=. dataset.scale=[2,3]", "dataset.scale must be two"),
         ("dataset=cifar10 dataset.download=false", "dataset.root 'data' does not hold CIFAR10"),

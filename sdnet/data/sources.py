@@ -211,7 +211,7 @@ def image_stream(
     Raises:
         ValueError: an argument that is out of range, and what `image_folder` finds in the listing.
     """
-    reading = Reading(size, resize, tuple(scale), color, lighting)
+    reading = Reading(size, resize, scale, color, lighting)
     folder, classes, listing = _list_folder(root)
     data = {name: Files(*_names(folder, part), reading) for name, part in listing.items()}
     return _folder_source(data, classes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -59,7 +59,7 @@ class Reading:
 
     size: int = 224
     resize: int = 256
-    scale: tuple[float, float] = (0.08, 1.0)
+    scale: Sequence[float] = (0.08, 1.0)
     color: float = 0.4
     lighting: float = 0.1
 
@@ -70,8 +70,9 @@ class Reading:
                 at_least = "1" if name == "size" else f"size={self.size}"
                 raise ValueError(f"{name} must be whole and at least {at_least}, got {value!r}")
         scale = self.scale
-        if len(scale) != 2 or not all(map(_is_number, scale)) or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must be two numbers 0 < a <= b <= 1, got {list(scale)}")
+        two = isinstance(scale, list | tuple) and len(scale) == 2 and all(map(_is_number, scale))
+        if not two or not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be two numbers 0 < a <= b <= 1, got {scale!r}")
         if not _is_number(self.color) or not 0 <= self.color <= 1:
             raise ValueError(f"color must be a number 0 <= color <= 1, got {self.color!r}")
         if not _is_number(self.lighting) or not 0 <= self.lighting < float("inf"):

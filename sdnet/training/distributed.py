@@ -7,10 +7,13 @@ says so in the store that all of them reach, and the others end with it.
 """
 
 import io
+import json
+import logging
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet.data.batches import share
 
+log = logging.getLogger("sdnet")
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0  # for a process to end by itself after rank 0 has
 CONCLUDE_SECONDS = 120.0  # for rank 0 to find out that another one failed, and to conclude the run
@@ -178,10 +182,12 @@ class World:
             return True
 
     def error_elsewhere(self) -> str | None:
-        """What another process reported, where one did."""
+        """What another process reported, where one did; its traceback goes to train.log."""
         with suppress(Exception):  # torchrun is gone, which kept the store
             if self.size > 1 and self.store.check([ERROR]):
-                return self.store.get(ERROR).decode()
+                text, trace = json.loads(self.store.get(ERROR))
+                log.debug("%s\n%s", text, trace)
+                return text
         return None
 
     def fail(self, error: BaseException) -> None:
@@ -191,7 +197,8 @@ class World:
         """
         text = f"on rank {self.rank}: {type(error).__name__}: {error}"
         try:
-            first = self.store.compare_set(ERROR, "", text).decode() == text
+            report = json.dumps([text, "".join(traceback.format_exception(error))])
+            first = self.store.compare_set(ERROR, "", report).decode() == report
         except Exception:  # rank 0 is gone, which is the reason
             first = False
         if first and not self.has_ended():

@@ -224,7 +224,7 @@ def _train(
 ) -> dict[str, Any]:
     name, known = run_name(config), run.provenance()
     trainer = tracker = None
-    status, reason, summary = "completed", None, {}
+    status, reason, summary, again = "completed", None, {}, ""
     try:
         if wandb_mode != "disabled":
             run_id, resumed = known["wandb_id"], "resumed" in known
@@ -251,8 +251,10 @@ def _train(
         elif isinstance(error, Lost):  # killed, if it could not say why
             found = world.error_elsewhere()
             status, reason = ("failed", found) if found else ("interrupted", str(error))
+            if not found:
+                again = f"; to continue: {command(f'resume={run.path}')}"
         log.debug("the run %s", status, exc_info=True)  # the traceback, to train.log alone
-        raise RunError(f"{run.path} {status}: {reason}") from error
+        raise RunError(f"{run.path} {status}: {reason}{again}") from error
     finally:
         figures = []
         if status is not None:

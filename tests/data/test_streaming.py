@@ -127,6 +127,7 @@ def test_an_unreadable_image_is_named_by_the_process_that_trains(folder, tmp_pat
         ({"size": 0}, "size must be whole and at least 1, got 0"),
         ({"size": 64, "resize": 32}, "resize must be whole and at least size=64, got 32"),
         ({"scale": [0.5, 0.2]}, "scale must be two numbers 0 < a <= b <= 1"),
+        ({"scale": 1}, "scale must be two numbers 0 < a <= b <= 1, got 1"),
         ({"color": 2}, "color must be a number 0 <= color <= 1, got 2"),
         ({"lighting": -1}, "lighting must be a number of at least 0"),
     ],

@@ -191,7 +191,7 @@ def test_recomputed_activations_change_nothing_on_record(tmp_path):
     "overrides, message",
     [
         ("trainer.batch_size=5 trainer.accumulate=3", "batch_size must be 6 or more for"),
-        ("trainer.sync_batchnorm=true", "sync_batchnorm needs CUDA"),
+        ("trainer.sync_batchnorm=true", "sync_batchnorm must be false without CUDA"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(tmp_path, overrides, message):
