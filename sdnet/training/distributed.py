@@ -45,8 +45,8 @@ def environment() -> tuple[int, int, int]:
         import submitit
 
         if submitit.JobEnvironment().num_tasks > 1:
-            environment = submitit.helpers.TorchDistributedEnvironment()
-            environment.export(set_cuda_visible_devices=False, overwrite=True)
+            variables = submitit.helpers.TorchDistributedEnvironment()
+            variables.export(set_cuda_visible_devices=False, overwrite=True)
     names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     return tuple(int(os.environ.get(name, default)) for name, default in names)
 
