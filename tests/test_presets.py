@@ -46,46 +46,40 @@ def cifar_parameters(blocks: int, classes: int) -> int:
 
 
 PAPERS_RATES = {(0, 249): 0.1, (250, 374): 0.01, (375, 499): 0.001}
-AUGMENTED = {"normalization": "pixel", "shift": 4, "flip": True}
+CIFAR = {
+    "parts": [50_000],
+    "kept": 45_000,
+    "steps": 352,
+    "eval_steps": 352,
+    "dataset": {"normalization": "pixel", "shift": 4, "flip": True},
+}
 RECIPES = [
     Recipe(
         "cifar10_resnet110",
-        parts=[50_000],
         classes=10,
-        kept=45_000,
-        steps=352,
-        eval_steps=352,
         rates=PAPERS_RATES,
         stages=(18, 18, 18),
         active=40.25,
         parameters=1_727_962,
-        dataset=AUGMENTED,
+        **CIFAR,
     ),
     Recipe(
         "cifar100_resnet110",
-        parts=[50_000],
         classes=100,
-        kept=45_000,
-        steps=352,
-        eval_steps=352,
         rates=PAPERS_RATES,
         stages=(18, 18, 18),
         active=40.25,
         parameters=cifar_parameters(54, 100),
-        dataset=AUGMENTED,
+        **CIFAR,
     ),
     Recipe(
         "cifar10_resnet1202",
-        parts=[50_000],
         classes=10,
-        kept=45_000,
-        steps=352,
-        eval_steps=352,
         rates={(0, 9): 0.01, (10, 149): 0.1, (150, 224): 0.01, (225, 299): 0.001},
         stages=(200, 200, 200),
         active=449.75,
         parameters=cifar_parameters(600, 10),
-        dataset=AUGMENTED,
+        **CIFAR,
     ),
     Recipe(
         "svhn_resnet152",

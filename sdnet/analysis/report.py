@@ -168,12 +168,13 @@ def _command(group: Group) -> str:
     names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     kept = [o for o, name in zip(overrides, names, strict=True) if name not in NOT_REPRODUCING]
     kept.append(f"seed={','.join(str(run.seed) for run in group.runs)}")
-    start, processes = ["python", "train.py"], _work(group.runs[0])[0]["processes"]
+    first = _work(group.runs[0])[0]
+    start, processes = ["python", "train.py"], first["processes"]
     if len(group.runs) > 1:
         start.append("-m")
         if processes > 1:
             kept += ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={processes}"]
-            if _work(group.runs[0])[0].get("device") == "cuda":
+            if first.get("device") == "cuda":
                 kept.append(f"hydra.launcher.gpus_per_node={processes}")
     elif processes > 1:
         start = ["torchrun", f"--nproc-per-node={processes}", "train.py"]

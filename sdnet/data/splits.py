@@ -9,7 +9,7 @@ import numpy as np
 from sdnet import rng
 from sdnet.data.sources import Source, Split
 from sdnet.data.streaming import Files
-from sdnet.models.checks import check_choice
+from sdnet.models.checks import check_choice, is_number
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of values 0..1; torchvision's transforms._presets
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -123,13 +123,9 @@ ALLOWED = (
 )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _validation_count(validation: int | float, available: int) -> int:
     if (
-        not _is_number(validation)
+        not is_number(validation)
         or not validation >= 0
         or (validation >= 1 and validation % 1 != 0)
     ):
@@ -146,7 +142,7 @@ def _validation_count(validation: int | float, available: int) -> int:
 def _first_per_class(validation: Sequence[int], source: Source, order: np.ndarray) -> np.ndarray:
     """The first `validation[k]` images of each class of part k in the order given."""
     parts, classes = source.parts, source.classes
-    whole = all(_is_number(count) and count >= 0 and count % 1 == 0 for count in validation)
+    whole = all(is_number(count) and count >= 0 and count % 1 == 0 for count in validation)
     if not whole or len(validation) != len(parts) or not any(validation):
         raise ValueError(
             f"validation={validation} must hold a number for each part of the training images "

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from sdnet import rng
 from sdnet.data.batches import Batches
 from sdnet.data.decode import read_tensor
+from sdnet.models.checks import is_number
 
 if TYPE_CHECKING:
     from sdnet.data.splits import Normalization
@@ -50,7 +51,7 @@ class Reading:
         scale: in training the crop's share of the image's area, from .. to, with an aspect ratio
             of 3/4 to 4/3 (Szegedy et al. 2015), which is then resized.
         color: in training brightness, contrast and saturation are changed by factors within 1 -
-            color .. 1 + color, in random order; 0 for none.
+            color .. 1 + color; 0 for none.
         lighting: standard deviation of colour noise along the principal components; 0 for none.
 
     Raises:
@@ -70,17 +71,13 @@ class Reading:
                 at_least = "1" if name == "size" else f"size={self.size}"
                 raise ValueError(f"{name} must be whole and at least {at_least}, got {value!r}")
         scale = self.scale
-        two = isinstance(scale, list | tuple) and len(scale) == 2 and all(map(_is_number, scale))
+        two = isinstance(scale, list | tuple) and len(scale) == 2 and all(map(is_number, scale))
         if not two or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be two numbers 0 < a <= b <= 1, got {scale!r}")
-        if not _is_number(self.color) or not 0 <= self.color <= 1:
+        if not is_number(self.color) or not 0 <= self.color <= 1:
             raise ValueError(f"color must be a number 0 <= color <= 1, got {self.color!r}")
-        if not _is_number(self.lighting) or not 0 <= self.lighting < float("inf"):
+        if not is_number(self.lighting) or not 0 <= self.lighting < float("inf"):
             raise ValueError(f"lighting must be a number of at least 0, got {self.lighting!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass

@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from numbers import Real
 
 
+def is_number(value: object) -> bool:
+    """Whether `value` is an int or a float; a bool is neither."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     """`value` if it is among `choices`, else a ValueError that names the setting and lists them."""
     if value not in choices:

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.optim import Optimizer
 
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+from sdnet.models.checks import is_number
 
 
 class ConstantRate:
@@ -23,7 +21,7 @@ class ConstantRate:
     def __init__(self, warmup_epochs: int = 0, warmup_factor: float = 0.1):
         if type(warmup_epochs) is not int or warmup_epochs < 0:
             raise ValueError(f"warmup_epochs must be whole, 0 or more, got {warmup_epochs!r}")
-        if not _is_number(warmup_factor) or not 0.0 < warmup_factor <= 1.0:
+        if not is_number(warmup_factor) or not 0.0 < warmup_factor <= 1.0:
             raise ValueError(f"warmup_factor must be above 0, at most 1, got {warmup_factor!r}")
         self.warmup_epochs = warmup_epochs
         self.warmup_factor = warmup_factor
@@ -48,9 +46,9 @@ class MultiStep(ConstantRate):
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, **warmup):
         super().__init__(**warmup)
         listed = isinstance(milestones, list | tuple)
-        if not listed or not all(_is_number(m) and 0.0 < m < 1.0 for m in milestones):
+        if not listed or not all(is_number(m) and 0.0 < m < 1.0 for m in milestones):
             raise ValueError(f"milestones must be a list of fractions 0 < m < 1, got {milestones}")
-        if not _is_number(gamma) or not 0.0 < gamma < math.inf:
+        if not is_number(gamma) or not 0.0 < gamma < math.inf:
             raise ValueError(f"gamma must be a number above 0, got {gamma!r}")
         self.milestones = tuple(milestones)
         self.gamma = gamma
