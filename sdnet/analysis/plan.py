@@ -13,7 +13,7 @@ from sdnet.run import run_name
 
 def expected_compute(cost: Cost, config: dict[str, Any]) -> float:
     """The share of the network's multiply-adds expected in a training step's forward pass."""
-    if config["model"]["granularity"] != "batch":
+    if config["model"]["granularity"] == "sample":
         return 1.0  # masks save nothing
     return cost.expected_macs / cost.macs
 
@@ -50,7 +50,7 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: ResNe
         "expected depth": f"{cost.expected_blocks:.2f} of {len(cost.blocks)} blocks active",
         "expected compute": f"{expected_compute(cost, config):.1%} of {cost.macs:,} multiply-adds "
         "per image (forward, closed branches skipped)"
-        if config["model"]["granularity"] == "batch"
+        if config["model"]["granularity"] != "sample"
         else f"100 % of {cost.macs:,} multiply-adds per image: masks save nothing",
         "data": f"{config['dataset']['name']}: {len(data.train)} training, {held_out} validation, "
         f"{len(data.test)} test images, {shape}, {len(data.classes)} classes",

@@ -142,7 +142,7 @@ def _row(group: Group, reference: Group | None) -> dict[str, Any]:
         numbers |= {f"{column}_mean": mean, f"{column}_std": std}
     means = ("expected_active_blocks", "mean_active_blocks", "blocks", "seconds_per_epoch")
     expected, blocks = (group.mean_std(name)[0] for name in ("expected_active_blocks", "blocks"))
-    skips = group.runs[0].config["model"].get("granularity", "batch") == "batch"
+    skips = group.runs[0].config["model"].get("granularity", "batch") != "sample"
     return {
         "id": group.id,
         **{key: "" if value is None else value for key, value in group.shown.items()},

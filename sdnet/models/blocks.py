@@ -22,6 +22,29 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
 
 
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows (k,) of x (N, C, H, W), in the memory format of x."""
+    there, back = _axes_in_memory(x)
+    return x.permute(there).index_select(0, rows).permute(back)
+
+
+def add_rows(x: Tensor, branch: Tensor, rows: Tensor, weight: float) -> Tensor:
+    """x (N, C, H, W) plus `weight` times `branch` (k, C, H, W) in the rows (k,), all different."""
+    there, back = _axes_in_memory(x)
+    branch = branch.to(x.dtype).permute(there)
+    return x.permute(there).index_add(0, rows, branch, alpha=weight).permute(back)
+
+
+def _axes_in_memory(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The order of a tensor's axes in memory, and the way back.
+
+    torch's functions of rows keep channels_last only where they see it as (N, H, W, C).
+    """
+    if x.is_contiguous(memory_format=torch.channels_last):
+        return (0, 2, 3, 1), (0, 3, 1, 2)
+    return (0, 1, 2, 3), (0, 1, 2, 3)
+
+
 class PadShortcut(nn.Module):
     """Option A of He et al. (2015): no parameters; new channels are zero.
 
@@ -41,12 +64,10 @@ class PadShortcut(nn.Module):
         self.subsample = subsample
 
     def forward(self, x: Tensor) -> Tensor:
-        s = self.stride
-        if s > 1 and self.subsample:
-            x = x[:, :, ::s, ::s]
-        elif s > 1:
+        if self.stride > 1:
             # Odd sizes round up like the strided convolution; border windows average real pixels.
-            x = F.avg_pool2d(x, s, ceil_mode=True)
+            size = 1 if self.subsample else self.stride
+            x = F.avg_pool2d(x, size, self.stride, ceil_mode=True)
         return F.pad(x, (0, 0, 0, 0, 0, self.new_channels)) if self.new_channels else x
 
     def extra_repr(self) -> str:
@@ -135,7 +156,10 @@ class ResidualBlock(Gated):
         return x if self.downsample is None else self.downsample(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.branch_weight(x)
+        weight, rows = self.branch_weight(x)
+        if rows is not None:
+            branch = self.branch(take_rows(x, rows))
+            return self._finish(add_rows(self.shortcut(x), branch, rows, weight))
         if isinstance(weight, Tensor):
             return self._finish(self.shortcut(x) + self.branch(x) * weight)
         if weight:

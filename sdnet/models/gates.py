@@ -6,6 +6,7 @@ activation checkpointing and a wrapping module all see the same ones.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,8 +15,20 @@ from torch import Tensor, nn
 from sdnet import rng
 from sdnet.models.checks import check_choice, check_survival
 
-GRANULARITIES = ("batch", "sample")
+GRANULARITIES = ("batch", "sample", "subset")
 RESCALES = ("eval", "train", "none")
+
+
+class Subset(NamedTuple):
+    """The rows (k,) of a batch of `of` rows that a branch is run on; whole numbers, ascending."""
+
+    rows: Tensor
+    of: int
+
+
+def subset_size(rows: int, survival: float) -> int:
+    """How many of a batch's rows a branch is run on with `subset` gates: at least one."""
+    return max(1, round(rows * survival))
 
 
 class Gated(nn.Module):
@@ -24,10 +37,12 @@ class Gated(nn.Module):
     Args:
         survival: probability p_l that a gate is open, 0 < p_l <= 1.
         granularity: `batch` draws one gate per mini-batch (Huang et al. 2016; a closed gate runs
-            nothing), `sample` one per row (a mask over the computed branch).
+            nothing), `sample` one per row (a mask over the computed branch), `subset` the rows
+            that the branch is run on, max(1, round(N p_l)) of N (Oquab et al. 2023, DINOv2): that
+            saves time too, and BatchNorm sees those rows alone.
         rescale: where the branch is weighted to match its expectation: `eval` multiplies by p_l
-            at test time (the paper), `train` divides by p_l in training (inverted scaling),
-            `none` does neither.
+            at test time (the paper), `train` divides by p_l (for `subset` by the share of rows
+            that were run) in training (inverted scaling), `none` does neither.
     """
 
     def __init__(self, survival: float, granularity: str, rescale: str):
@@ -36,34 +51,49 @@ class Gated(nn.Module):
         self.survival = check_survival("survival", survival)
         self.granularity = check_choice("granularity", granularity, GRANULARITIES)
         self.rescale = check_choice("rescale", rescale, RESCALES)
-        self.gate: bool | Tensor | None = None  # None: draw one's own in training
+        self.gate: bool | Tensor | Subset | None = None  # None: draw one's own in training
 
-    def branch_weight(self, x: Tensor) -> float | Tensor:
-        """The factor on the branch for input `x` (N, C, H, W); 0.0 means it need not be run.
+    def branch_weight(self, x: Tensor) -> tuple[float | Tensor, Tensor | None]:
+        """The factor on the branch for input `x` (N, C, H, W), and the rows that it is run on.
 
         Returns:
-            A float, or in training with `sample` gates a tensor of shape (N, 1, 1, 1).
+            weight: a float, or in training with `sample` gates a tensor of shape (N, 1, 1, 1);
+                0.0 means that the branch need not be run.
+            rows: (k,) whole numbers; None for all.
         """
         p = self.survival
         if not self.training:
-            return p if self.rescale == "eval" else 1.0
+            return (p if self.rescale == "eval" else 1.0), None
         gate = self._own_gate(x) if self.gate is None else self.gate
-        scale = 1.0 / p if self.rescale == "train" else 1.0
-        if not isinstance(gate, Tensor):
-            return scale if gate else 0.0
-        if len(gate) != len(x):
-            raise ValueError(f"gates were set for {len(gate)} rows, but the batch has {len(x)}")
-        return (gate.to(x.dtype) * scale).view(-1, 1, 1, 1)
+        if isinstance(gate, bool):
+            return (self._scale(p) if gate else 0.0), None
+        _check_rows(gate.of if isinstance(gate, Subset) else len(gate), x)
+        if isinstance(gate, Subset):
+            share = len(gate.rows) / gate.of
+            return (self._scale(share) if share else 0.0), gate.rows if 0 < share < 1 else None
+        return (gate.to(x.dtype) * self._scale(p)).view(-1, 1, 1, 1), None
 
-    def _own_gate(self, x: Tensor) -> bool | Tensor:
+    def _scale(self, share: float) -> float:
+        """The factor in training on what survives, where that is `share` of all."""
+        return 1.0 / share if self.rescale == "train" else 1.0
+
+    def _own_gate(self, x: Tensor) -> bool | Tensor | Subset:
         if self.survival == 1.0:
             return True
         if self.granularity == "batch":
             return bool(torch.rand(()) < self.survival)
-        return torch.rand(len(x), device=x.device) < self.survival
+        if self.granularity == "sample":
+            return torch.rand(len(x), device=x.device) < self.survival
+        chosen = torch.randperm(len(x), device=x.device)[: subset_size(len(x), self.survival)]
+        return Subset(chosen.sort().values, len(x))
 
     def extra_repr(self) -> str:
         return f"survival={self.survival:.4g}, {self.granularity}, rescale={self.rescale}"
+
+
+def _check_rows(count: int, x: Tensor) -> None:
+    if count != len(x):
+        raise ValueError(f"gates were set for {count} rows, but the batch has {len(x)}")
 
 
 def gated_modules(model: nn.Module) -> list[Gated]:
@@ -87,14 +117,36 @@ class GateSampler:
         granularities = sorted({module.granularity for module in self.modules})
         if len(granularities) > 1:
             raise ValueError(f"granularity must be one for the model, got {granularities}")
-        self.per_sample = granularities == ["sample"]
+        self.granularity = granularities[0] if granularities else "batch"
 
-    def draw(self, step: int, batch_size: int) -> Tensor:
-        """Booleans on the CPU, True for open: (L,) for `batch`, (L, batch_size) for `sample`."""
-        shape = (len(self.modules), batch_size if self.per_sample else 1)
+    def draw(self, step: int, batch_size: int | Sequence[int]) -> Tensor:
+        """Booleans on the CPU, True for open: (L,) for `batch`, (L, N) for `sample` and `subset`.
+
+        Args:
+            batch_size: rows N of the mini-batch; or those of the parts in which it is computed,
+                each of which then has its exact number of open `subset` gates.
+        """
+        sizes = [batch_size] if isinstance(batch_size, int) else batch_size
+        shape = (len(self.modules), 1 if self.granularity == "batch" else sum(sizes))
         uniform = rng.generator(self.seed, "gates", step).random(shape)
-        gates = uniform < np.array([[module.survival] for module in self.modules])
-        return torch.from_numpy(gates if self.per_sample else gates[:, 0])
+        survival = [module.survival for module in self.modules]
+        if self.granularity == "subset":
+            gates = [
+                _rank(part) < [[subset_size(size, p)] for p in survival]
+                for part, size in zip(_split(uniform, sizes), sizes, strict=True)
+            ]
+            return torch.from_numpy(np.concatenate(gates, axis=1))
+        gates = uniform < np.array(survival)[:, None]
+        return torch.from_numpy(gates[:, 0] if self.granularity == "batch" else gates)
+
+
+def _split(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum(sizes)[:-1], axis=1)
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """The place of each value among those of its row: of random ones, a random permutation."""
+    return values.argsort(axis=1).argsort(axis=1)
 
 
 def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
@@ -102,8 +154,8 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
 
     Args:
         model: any module that contains `Gated` ones.
-        gates: (L,) booleans, or (L, N) for `sample` granularity, in order of depth; None removes
-            them, after which each module draws its own in training.
+        gates: (L,) booleans, or (L, N) for `sample` and `subset` granularity, in order of depth;
+            None removes them, after which each module draws its own in training.
 
     Raises:
         ValueError: another number of gates than modules, or of dimensions than their granularity.
@@ -117,10 +169,10 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
             raise ValueError("gates must be booleans, got floating-point numbers")
         gates = gates.bool()
         for module in modules:
-            if gates.ndim != (2 if module.granularity == "sample" else 1):
+            if gates.ndim != (1 if module.granularity == "batch" else 2):
                 raise ValueError(
-                    f"gates must be (L,) for granularity batch and (L, N) for sample, got "
-                    f"{tuple(gates.shape)} for {module.granularity}"
+                    f"gates must be (L,) for granularity batch and (L, N) for sample and subset, "
+                    f"got {tuple(gates.shape)} for {module.granularity}"
                 )
         if len(gates) != len(modules):
             raise ValueError(f"gates must hold {len(modules)}, one per block, got {len(gates)}")
@@ -128,9 +180,19 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
             gates = gates.tolist()  # Python booleans: no device is asked whether to run a branch
         else:
             device = next((p.device for p in model.parameters()), gates.device)
-            gates = gates.to(device, non_blocking=True)
+            subsets = _subsets(gates.cpu(), device)
+            masks = gates.to(device, non_blocking=True)
+            pairs = zip(modules, subsets, masks, strict=True)
+            gates = [rows if m.granularity == "subset" else mask for m, rows, mask in pairs]
     for module, gate in zip(modules, gates, strict=True):
         module.gate = gate
+
+
+def _subsets(gates: Tensor, device: torch.device) -> list[Subset]:
+    """The open rows of each module, found on the CPU: a device need not say how many they are."""
+    counts = gates.sum(1).tolist()
+    rows = gates.nonzero()[:, 1].to(device, non_blocking=True)
+    return [Subset(r, gates.shape[1]) for r in rows.split(counts)]
 
 
 def set_survival(model: nn.Module, survival: Sequence[float]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdnet import device as devices
+from sdnet.data.batches import share
 from sdnet.data.loader import Loader
 from sdnet.evaluation import Evaluation, evaluate
 from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival
@@ -95,6 +96,7 @@ class Trainer:
         self.load = devices.OtherLoad()
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
         self.lr = 0.0
+        self.survival: list[float] | None = None  # that the blocks have by now
         self.stop_requested = False
         self.stop_signal = 0  # that asked for it, if any
         self.save_requested = False
@@ -148,15 +150,13 @@ class Trainer:
         self.lr = set_rate(
             self.optimizer, self.lr_schedule(counters.step / self.steps_per_epoch, self.epochs)
         )
-        set_survival(
-            self.model,
-            self.model.schedule(self.model.stage_blocks, counters.step / self.total_steps),
-        )
+        self.set_survival(counters.step / self.total_steps)
         size = self.loaders["train"].size_of(counters.step % self.steps_per_epoch)
-        gates = self.gates.draw(counters.step, size)
+        sizes = self.part_sizes(size)
+        gates = self.gates.draw(counters.step, [n for parts in sizes for n in parts])
         mine = gates[:, world.share(size)] if gates.ndim == 2 else gates
         self.optimizer.zero_grad(set_to_none=True)
-        parts = self.parts(size, images, labels, mine)
+        parts = self.parts(sizes[world.rank], images, labels, mine)
         sums = [self.backward(*part, size) for part in parts]
         step_sums = torch.stack(sums).sum(0)
         world.reduce(self.model, step_sums)
@@ -172,8 +172,15 @@ class Trainer:
         counters.interval_active += active
         counters.interval_steps += 1
 
-    def parts(self, size: int, images: Tensor, labels: Tensor, gates: Tensor) -> Iterator[tuple]:
-        """This process's share of a mini-batch of `size` in parts, with gates for their rows.
+    def set_survival(self, progress: float) -> None:
+        """Follows the schedule, which may change with the fraction of training done."""
+        survival = self.model.schedule(self.model.stage_blocks, progress)
+        if survival != self.survival:  # most schedules never change: leave the blocks alone
+            set_survival(self.model, survival)
+            self.survival = survival
+
+    def part_sizes(self, size: int) -> list[list[int]]:
+        """For each process the images in the parts in which it computes a mini-batch of `size`.
 
         The last mini-batch of an epoch is divided into fewer, nearly equal parts: as many in every
         process, and of two images or more where there are so many.
@@ -181,8 +188,14 @@ class Trainer:
         full = -(-self.settings["batch_size"] // (self.settings["accumulate"] * self.world.size))
         largest, smallest = -(-size // self.world.size), size // self.world.size
         count = max(1, min(-(-largest // full), smallest // 2))
-        parts = (tensor.tensor_split(count) for tensor in (images, labels))
-        rows = gates.tensor_split(count, dim=1) if gates.ndim == 2 else [gates] * count
+        slices = [share(size, rank, self.world.size) for rank in range(self.world.size)]
+        shares = [s.stop - s.start for s in slices]
+        return [[n // count + (i < n % count) for i in range(count)] for n in shares]
+
+    def parts(self, sizes: list[int], images: Tensor, labels: Tensor, gates: Tensor) -> Iterator:
+        """This process's share of a mini-batch in parts of `sizes`, with gates for their rows."""
+        parts = (tensor.split(sizes) for tensor in (images, labels))
+        rows = gates.split(sizes, dim=1) if gates.ndim == 2 else [gates] * len(sizes)
         return zip(*parts, rows, strict=True)
 
     def backward(self, images: Tensor, labels: Tensor, gates: Tensor, size: int) -> Tensor:

@@ -98,7 +98,9 @@ def test_closed_gate_leaves_activation_of_shortcut_and_never_calls_the_branch(
 @orders
 @kinds
 def test_input_is_never_modified_in_place(kind, order, activation, shape, make):
-    for granularity, gates in (("batch", [True]), ("batch", [False]), ("sample", [[1, 0, 1, 0]])):
+    some = [[1, 0, 1, 0]]
+    cases = ("batch", [True]), ("batch", [False]), ("sample", some), ("subset", some)
+    for granularity, gates in cases:
         block, x, _ = make(kind, order, activation, shape, survival=0.5, granularity=granularity)
         block.rectified_input = True  # the network's promise for some blocks; here x is signed
         before = x.clone()
@@ -120,7 +122,7 @@ def test_input_is_never_modified_in_place(kind, order, activation, shape, make):
         ("none", False, 1.0),
     ],
 )
-@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("granularity", ["batch", "sample", "subset"])
 @orders
 def test_branch_is_weighted_on_the_rescale_side_only(
     order, granularity, rescale, training, weight, make, reference_block
@@ -129,6 +131,8 @@ def test_branch_is_weighted_on_the_rescale_side_only(
     block, x, settings = make("basic", order, **options)
     block.train(training)
     set_gates(block, [True] if granularity == "batch" else [[True] * 4])
+    if granularity == "subset" and weight > 1:
+        weight = 1.0  # all rows were chosen: nothing has to be made up for
     assert_close(block(x), reference_block(block, x, *settings(weight, training)))
 
 
@@ -141,6 +145,40 @@ def test_sample_gates_make_each_row_full_or_shortcut_only(kind, order, make, ref
     set_gates(block, [[True, False, False, True]])
     weight = torch.tensor([2.0, 0.0, 0.0, 2.0], dtype=torch.float64).view(4, 1, 1, 1)
     assert_close(block(x), reference_block(block, x, *settings(weight, True)))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("shape", ["identity", "pad", "subsample"])
+@activations
+@orders
+@kinds
+def test_a_subset_of_rows_is_a_batch_of_its_own_for_the_branch(
+    kind, order, activation, shape, layout, make, reference_block
+):
+    options = {"survival": 0.5, "granularity": "subset", "rescale": "train"}
+    block, x, settings = make(kind, order, activation, shape, **options)
+    x = x.to(memory_format=layout).requires_grad_()
+    set_gates(block, [[True, False, False, True]])
+    inputs = [x, *block.parameters()]
+
+    def reference(rows, weight):
+        return reference_block(block, x[rows], *settings(weight, True))
+
+    run, left = reference([0, 3], 2.0), reference([1, 2], 0.0)
+    expected = torch.stack([run[0], left[0], left[1], run[1]])
+    target = torch.randn_like(expected)
+    gradients = torch.autograd.grad((expected * target).sum(), inputs)
+    out = block(x)
+    assert out.is_contiguous(memory_format=layout)
+    assert_close(out, expected)
+    assert_close(torch.autograd.grad((out * target).sum(), inputs), gradients)
+
+
+def test_a_subset_without_rows_runs_nothing(make):
+    block, x, _ = make("basic", survival=0.5, granularity="subset", rescale="train")
+    block.branch = None
+    set_gates(block, [[False] * 4])
+    assert_close(block(x), x.relu())
 
 
 @pytest.mark.parametrize(
@@ -252,7 +290,7 @@ def test_option_a_matches_a_slow_loop_and_the_branchs_size(size, channels, subsa
             {"shortcut": "A"},
             "shortcut must be one of pad, subsample, projection, got 'A'",
         ),
-        ({"granularity": "row"}, "granularity must be one of batch, sample, got 'row'"),
+        ({"granularity": "row"}, "granularity must be one of batch, sample, subset, got 'row'"),
         ({"rescale": "test"}, "rescale must be one of eval, train, none, got 'test'"),
         *(
             ({"survival": p}, rf"survival must be .* 0 < survival <= 1 .*, got {p!r}")

@@ -4,10 +4,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sdnet import BasicBlock, GateSampler, set_gates
-from sdnet.models.gates import Gated, set_survival
+from sdnet.models.gates import GRANULARITIES, Gated, set_survival
 
 SURVIVAL = [1.0, 0.95, 0.8, 0.5, 0.2, 0.05]
-GRANULARITIES = ("batch", "sample")
 
 
 def gated_stack(granularity, survival=SURVIVAL, rescale="none"):
@@ -20,9 +19,9 @@ def block_stack(granularity, survival=(0.6, 0.5, 0.4)):
 
 
 def draws(sampler, steps, batch_size=1):
-    """(steps, L) for `batch`, (steps * batch_size, L) for `sample`."""
+    """(steps, L) for `batch`, (steps * batch_size, L) for the others."""
     gates = [sampler.draw(step, batch_size) for step in range(steps)]
-    return torch.cat([g.T if sampler.per_sample else g[None] for g in gates])
+    return torch.cat([g.T if g.ndim == 2 else g[None] for g in gates])
 
 
 @pytest.mark.parametrize(("granularity", "batch_size"), [("batch", 32), ("sample", 8)])
@@ -51,7 +50,7 @@ def test_a_draw_depends_on_seed_and_step_only(granularity):
     assert len({tuple(gates.flatten().tolist()) for gates in every}) == 10  # seed + step is no key
 
 
-@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
 def test_gates_of_neighbouring_steps_blocks_and_rows_are_uncorrelated(granularity):
     steps, rows = 2000, 4
     sampler = GateSampler(gated_stack(granularity, [0.5] * 4), seed=1)
@@ -59,6 +58,19 @@ def test_gates_of_neighbouring_steps_blocks_and_rows_are_uncorrelated(granularit
     pairs = torch.cat([gates[:-1], gates[1:]], dim=1)  # every gate of a step and of the next
     off_diagonal = torch.corrcoef(pairs.T) - torch.eye(pairs.shape[1])
     assert off_diagonal.abs().max() < 5 / steps**0.5
+
+
+def test_subsets_have_exact_sizes_in_every_part_of_a_batch_and_each_row_the_same_chance(
+    assert_rate,
+):
+    sampler = GateSampler(gated_stack("subset"), seed=0)
+    gates = torch.stack([sampler.draw(step, [7, 6]) for step in range(1000)])
+    sizes = {7: [7, 7, 6, 4, 1, 1], 6: [6, 6, 5, 3, 1, 1]}  # 0.5 * 7 is rounded to even
+    for part, size in zip(gates.split([7, 6], dim=2), (7, 6), strict=True):
+        assert (part.sum(2) == torch.tensor(sizes[size])).all()
+        for gate, chosen in zip(part.unbind(1), sizes[size], strict=True):
+            assert_rate(gate.sum(0), len(gate), torch.full((size,), chosen / size))
+    assert len({tuple(g.flatten().tolist()) for g in gates[:, 3]}) > 400  # of 35 * 20
 
 
 def test_a_draw_follows_set_survival(assert_rate):
@@ -88,7 +100,7 @@ def test_sampler_refuses_mixed_granularity():
 def test_set_gates_refuses_a_wrong_count_and_leaves_the_gates(granularity):
     model = gated_stack(granularity)
     for n in (0, 5, 7):
-        shape = (n, 3) if granularity == "sample" else (n,)
+        shape = (n,) if granularity == "batch" else (n, 3)
         with pytest.raises(ValueError, match=f"6, one per block, got {n}"):
             set_gates(model, torch.ones(shape, dtype=torch.bool))
     assert all(m.gate is None for m in model)
@@ -104,6 +116,7 @@ def test_set_gates_refuses_a_wrong_count_and_leaves_the_gates(granularity):
         ("sample", ()),
         ("sample", (6,)),
         ("sample", (6, 3, 1)),
+        ("subset", (6,)),
     ],
 )
 def test_set_gates_refuses_a_wrong_number_of_dimensions(granularity, shape):
@@ -118,10 +131,16 @@ def test_set_gates_puts_each_gate_on_its_block_in_order_of_depth(granularity, co
     gates = GateSampler(model, seed=0).draw(0, 3)
     set_gates(model, convert(gates))
     modules = [*model["a"], *model["b"]]
+    weights, rows = zip(*[m.branch_weight(torch.zeros(3, 1, 1, 1)) for m in modules], strict=True)
+    if granularity == "subset":
+        chosen = [[0, 1, 2] if r is None else r.tolist() for r in rows]  # None: all of them
+        assert chosen == [gate.nonzero()[:, 0].tolist() for gate in gates]
+        assert set(weights) == {1.0}
+        return
     assert torch.equal(torch.stack([torch.as_tensor(m.gate) for m in modules]), gates)
-    weights = [m.branch_weight(torch.zeros(3, 1, 1, 1)) for m in modules]
+    assert rows == (None,) * 12
     if granularity == "batch":
-        assert weights == [float(g) for g in gates]
+        assert weights == tuple(float(g) for g in gates)
     else:
         assert torch.equal(torch.stack(weights).flatten(1), gates.float())
 
@@ -135,8 +154,12 @@ def test_without_gates_a_module_draws_its_own_at_the_same_rate(granularity, asse
     x = torch.zeros(rows, 1, 1, 1)
 
     def kept(module):  # survival 1 gives the float 1.0, which is for all rows
-        weights = (torch.as_tensor(module.branch_weight(x)).flatten() for _ in range(n))
-        return sum(weight.expand(rows).sum().item() for weight in weights)
+        total = 0.0
+        for _ in range(n):
+            weight, of = module.branch_weight(x)
+            mask = torch.as_tensor(weight).flatten().expand(rows)
+            total += mask.sum().item() if of is None else len(of)
+        return total
 
     assert_rate([kept(m) for m in model], n * rows, SURVIVAL)
 
@@ -180,8 +203,9 @@ def test_recomputation_under_checkpointing_gives_the_same_gradients(granularity,
     assert len(seen) > 2
 
 
-def test_gates_for_another_number_of_rows_than_the_batch_are_an_error():
-    model = block_stack("sample")
+@pytest.mark.parametrize("granularity", ["sample", "subset"])
+def test_gates_for_another_number_of_rows_than_the_batch_are_an_error(granularity):
+    model = block_stack(granularity)
     set_gates(model, torch.ones(3, 4, dtype=torch.bool))
     with pytest.raises(ValueError, match="set for 4 rows, but the batch has 3"):
         model(torch.randn(3, 4, 5, 5, dtype=torch.float64))
@@ -191,7 +215,7 @@ def test_gates_for_another_number_of_rows_than_the_batch_are_an_error():
     ("options", "message"),
     [
         ((0.0, "batch", "eval"), "survival must be .* got 0.0"),
-        ((0.5, "row", "eval"), "granularity must be one of batch, sample, got 'row'"),
+        ((0.5, "row", "eval"), "granularity must be one of batch, sample, subset, got 'row'"),
         ((0.5, "batch", "test"), "rescale must be one of eval, train, none, got 'test'"),
     ],
 )

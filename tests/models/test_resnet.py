@@ -374,7 +374,7 @@ def test_channels_last_and_contiguous_inputs_agree(order, shortcut, training, sc
 
 @pytest.mark.parametrize("order", ["post", "pre"])
 @pytest.mark.parametrize(
-    "granularity, given", [("batch", True), ("sample", True), ("batch", False)]
+    "granularity, given", [("batch", True), ("sample", True), ("subset", True), ("batch", False)]
 )
 def test_recomputed_activations_give_the_same_gradients_and_statistics(order, granularity, given):
     options = {"schedule": Uniform(0.5), "order": order, "granularity": granularity}

@@ -18,6 +18,7 @@ CASES = [  # gates, what befalls a skipped block, normalisation
     ("model.granularity=batch", "optimizer.skipped_update=freeze", "group"),
     ("model.granularity=sample", "optimizer.skipped_update=decay", "group"),
     ("model.granularity=batch", "optimizer.skipped_update=decay", "batch"),
+    ("model.granularity=subset", "optimizer.skipped_update=decay", "batch"),
 ]
 
 
