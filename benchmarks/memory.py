@@ -9,16 +9,14 @@ of trainer.accumulate.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measure import peak
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sdnet import LinearDecay, resnet_cifar, set_gates
 from sdnet.models.gates import GateSampler
 
@@ -45,13 +43,6 @@ def measure(depth: int, batch: int, p_L: float, group: int | None, parts: int) -
         after = peak(device)
         seconds = time.perf_counter() - start
     print(before, after, seconds)
-
-
-def peak(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def main() -> None:

@@ -159,7 +159,9 @@ class ResidualBlock(Gated):
         weight, rows = self.branch_weight(x)
         if rows is not None:
             branch = self.branch(take_rows(x, rows))
-            return self._finish(add_rows(self.shortcut(x), branch, rows, weight))
+            total = add_rows(self.shortcut(x), branch, rows, weight)
+            # A view, which to overwrite would cost copies in the backward pass.
+            return total if self.order == "pre" else ACTIVATIONS[self.activation](total)
         if isinstance(weight, Tensor):
             return self._finish(self.shortcut(x) + self.branch(x) * weight)
         if weight:

@@ -1,0 +1,79 @@
+"""What the benchmarks share: gates of the expected depth, turns, peak memory, the machine."""
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean, median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from sdnet import device as devices
+
+
+def fixed_gates(stage_blocks: Sequence[int], survival: Sequence[float], vectors: int) -> list:
+    """Gate vectors whose average number of open gates is, in each stage, the expected one.
+
+    By systematic sampling: vector t opens the blocks in whose share of the stage's cumulated
+    survival probabilities one of the points t', t'+1, t'+2, ... falls, t' = (t + 1/2) / vectors.
+    So each block is open about as often as its probability says, and no stage by chance more often
+    than expected.
+    """
+    gates = [[] for _ in range(vectors)]
+    first = 0
+    for blocks in stage_blocks:
+        ends = torch.tensor(survival[first : first + blocks], dtype=torch.float64).cumsum(0)
+        for t, vector in enumerate(gates):
+            passed = torch.floor(ends - (t + 0.5) / vectors + 1e-9) + 1
+            vector += (passed.diff(prepend=torch.zeros(1, dtype=torch.float64)) > 0).tolist()
+        first += blocks
+    return gates
+
+
+def interleaved(steps: dict[str, Callable[[int], None]], cases: int, turns: int) -> dict:
+    """Seconds of a step of each contender: the mean over `cases` of the median over `turns`.
+
+    Every contender takes a step of a case before any takes the next one, and each takes each place
+    in that order. One turn more comes first, to warm up.
+    """
+    seconds = {name: [[] for _ in range(cases)] for name in steps}
+    names = list(steps)
+    for turn in range(turns + 1):
+        for case in range(cases if turn else 1):
+            for k in range(len(names)):
+                name = names[(k + turn * cases + case) % len(names)]
+                synchronize()
+                start = time.perf_counter()
+                steps[name](case)
+                synchronize()
+                if turn:
+                    seconds[name][case].append(time.perf_counter() - start)
+    return {name: mean(median(times) for times in cases) for name, cases in seconds.items()}
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak(device: torch.device) -> float:
+    """GB: what the process held at most so far; on CUDA, what torch allocated at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if sys.platform == "linux":  # ru_maxrss begins with that of the process which started this one
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def machine(device: torch.device) -> str:
+    """One line: what the numbers below were measured with."""
+    known = devices.describe(device)
+    return (
+        f"{known['device_name']}, {known['threads']} threads, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
+    )
