@@ -1,5 +1,6 @@
-"""Images per second that one core turns from JPEG into a network's input: ways compared.
+"""Images per second that one core turns into a network's input: ways compared.
 
+    python benchmarks/input.py                                # CIFAR's size, in memory
     python benchmarks/input.py --images data/imagenet/train
     python benchmarks/input.py --images data/small --enlarge 500 375   # ImageNet's average size
 
@@ -19,18 +20,26 @@ runs, 20 % apart at most; 40 kB once enlarged, where ImageNet's have 110 kB):
 import argparse
 import io
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from step_time import Images
 from torch import Tensor
+from torch.utils.data import DataLoader
 from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
+
+from sdnet.data.loader import Loader
+from sdnet.data.sources import Split
+from sdnet.data.splits import Normalization
 
 SIZE, RESIZED = 224, 256
 MEAN, STD, GREY = torch.tensor([[485, 456, 406], [229, 224, 225], [299, 587, 114]]) / 1000
@@ -81,32 +90,70 @@ def each(step: Callable, *inputs):
         step(*values)
 
 
-def compare(n: int, tables: dict[str, dict[str, Callable]]):
-    """Prints the images/s of every contender in `tables`, a call of which handles n images."""
-    seconds = {(title, name): [] for title, table in tables.items() for name in table}
+def rates(contenders: dict[Any, Callable], images: dict[Any, int]) -> dict[Any, float]:
+    """Images/s of every contender by processor time, a call of which handles so many images."""
+    seconds = {name: [] for name in contenders}
     for turn in range(10):  # the first warms up
-        for title, name in seconds:
+        for name, call in contenders.items():
             start = time.process_time()
-            tables[title][name]()
-            seconds[title, name] += [time.process_time() - start] * (turn > 0)
-    rates = {contender: n / np.median(s) for contender, s in seconds.items()}
-    fastest = max(rates["decoding", name] for name in DECODERS)
+            call()
+            seconds[name] += [time.process_time() - start] * (turn > 0)
+    return {name: images[name] / np.median(s) for name, s in seconds.items()}
+
+
+def compare_in_memory() -> None:
+    """Batches of CIFAR's size from images in memory: cropped or shifted, mirrored, normalised."""
+    count, size = 12_800, 32
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), np.uint8)
+    split = Split(pixels, np.arange(count) % 10)
+    loader = partial(Loader, split, Normalization.fit(split, "pixel"), 128)
+    one_by_one = DataLoader(Images(pixels[:1280], split.labels[:1280].tolist()), 128)
+    whole = v2.Compose([v2.RandomCrop(size, padding=4), v2.RandomHorizontalFlip()])
+
+    def batchwise() -> None:  # one draw for all images of a batch: faster, and another thing
+        for images in torch.from_numpy(pixels).permute(0, 3, 1, 2).split(128):
+            normalize(whole(images))
+
+    def through(batches: Iterable) -> Callable[[], None]:
+        return lambda: deque(batches, maxlen=0)
+
+    per_image = "DataLoader, v2 transforms image by image"
+    calls = {
+        "sdnet's Loader, shift and flip": through(loader(seed=0, shift=4, flip=True)),
+        "sdnet's Loader, neither": through(loader(seed=0)),
+        per_image: through(one_by_one),
+        "v2 transforms, one draw per batch": batchwise,
+    }
+    found = rates(calls, dict.fromkeys(calls, count) | {per_image: 1280})
+    print(f"\n{'32x32 images in memory':42}{'images/s':>9}{'of the first':>16}")
+    for name, rate in found.items():
+        print(f"{name:42}{rate:9.0f}{rate / next(iter(found.values())):16.3f}")
+
+
+def compare_decoding(tables: dict[str, dict[str, Callable]], n: int) -> None:
+    """Prints the images/s of every contender in `tables`, a call of which handles n images."""
+    calls = {(title, name): c for title, table in tables.items() for name, c in table.items()}
+    found = rates(calls, dict.fromkeys(calls, n))
+    fastest = max(found["decoding", name] for name in DECODERS)
     for title, table in tables.items():
         print(f"\n{title:40}{'images/s':>9}{'of its decoder':>16}{'of the fastest':>16}")
         for name in table:
-            rate, own = rates[title, name], rates.get(("decoding", name.split(",")[0]))
+            rate, own = found[title, name], found.get(("decoding", name.split(",")[0]))
             share = f"{rate / own:.2f}" if own else ""
             print(f"{name:40}{rate:9.0f}{share:>16}{rate / fastest:16.2f}")
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--images", type=Path, required=True, help="a folder of JPEG files")
+    parser.add_argument("--images", type=Path, help="a folder of JPEG files, to decode too")
     parser.add_argument("--enlarge", type=int, nargs=2, metavar=("W", "H"), help="re-encode first")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     torch.empty(31 << 20, dtype=torch.uint8)  # once freed, glibc keeps what is smaller: no faults
+    compare_in_memory()
+    if args.images is None:
+        return
     paths = sorted(p for p in args.images.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
     files = [bytearray(path.read_bytes()) for path in paths[:: len(paths) // 100 or 1][:100]]
     images = [DECODERS["PIL"](file) for file in files]
@@ -142,7 +189,7 @@ def main():
             "one 3x3 map": partial(each, affine, *eights),
         },
     }
-    compare(len(files), tables)
+    compare_decoding(tables, len(files))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -134,15 +135,16 @@ class Contender:
         labels = torch.arange(batch) % 10
         images = torch.randn(batch, 3, size, size).contiguous(memory_format=layout)
         self.data = (images.to(DEVICE), labels.to(DEVICE))
-        self.loader = None
+        self.batches = None  # where the plain way takes its images from
         if name == "plain":
             pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
-            self.loader = DataLoader(Images(pixels, labels.tolist()), batch)
+            loader = DataLoader(Images(pixels, labels.tolist()), batch)
+            self.batches = chain.from_iterable(repeat(loader))
 
     def step(self, case: int) -> None:
         images, labels = self.data
-        if self.loader is not None:
-            images, labels = (t.to(self.device) for t in next(iter(self.loader)))
+        if self.batches is not None:
+            images, labels = (t.to(self.device) for t in next(self.batches))
         set_gates(self.net, self.vectors[case])
         self.optimizer.zero_grad()
         with devices.autocast(self.device, self.precision):

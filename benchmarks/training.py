@@ -1,0 +1,148 @@
+"""Whole training on CIFAR images: the trainer, its bare steps, and the plain way.
+
+    python benchmarks/training.py --root data/cifar10-jpeg       # ResNet-20, constant and p_L = 0.5
+
+`trainer` is `train.py`'s own loop with shifts and mirroring, gates, metrics and console; `bare` are
+forward, backward and SGD on one fixed batch with the gates that the trainer just drew, in turns
+with it in one process: the difference is what all the rest costs. `plain` is what most replications
+do (see `step_time.py`), with two worker processes to transform the images, in a process of its own
+in between. Images/s, medians over the turns of some 22 steps each; evaluations are left out.
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+from measure import machine
+from step_time import DEVICE, Contender, Images
+from torch.utils.data import DataLoader
+
+from sdnet import config as configs
+from sdnet import device as devices
+from sdnet import resnet_cifar
+from sdnet.build import build_data, build_trainer
+from sdnet.run import RunFolder
+from sdnet.training import console as consoles
+from sdnet.training.trainer import Listener, Trainer
+
+STEPS, BATCH = 22, 128
+
+
+def composed(args: argparse.Namespace) -> dict:
+    from hydra import compose, initialize_config_dir
+
+    overrides = [
+        f"model.depth={args.depth}",
+        *(["schedule=constant"] if args.p_L == [1.0] else [f"schedule.p_L={args.p_L[0]}"]),
+        "dataset=image_folder",
+        f"dataset.root={args.root}",
+        "dataset.validation=0",
+        f"trainer.precision={args.precision}",
+        *args.override,
+    ]
+    conf = Path(__file__).resolve().parents[1] / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return configs.resolve(compose("config", overrides=overrides))
+
+
+class Bare(Listener):
+    """After each of the trainer's turns as many bare steps with the same gates, on one batch."""
+
+    def __init__(self, contender: Contender):
+        self.contender, self.rates = contender, []
+
+    def on_row(self, trainer: Trainer, row: dict) -> None:
+        steps = range(row["step"] - STEPS, row["step"])
+        self.contender.vectors = [trainer.gates.draw(step, BATCH) for step in steps]
+        start = time.perf_counter()
+        for case in range(STEPS):
+            self.contender.step(case)
+        self.rates.append(STEPS * BATCH / (time.perf_counter() - start))
+
+
+def ours(args: argparse.Namespace, turns: int) -> tuple[list[float], list[float]]:
+    """Images/s of the trainer and of its bare steps, by turn."""
+    config = composed(args)
+    config["trainer"]["epochs"] = turns
+    console = consoles.set_up()
+    consoles.log.setLevel(logging.WARNING)
+    name = "batch" if args.p_L[0] < 1 else "constant"
+    make = partial(resnet_cifar, args.depth)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder(folder)
+        run.create(config, {})
+        trainer = build_trainer(config, run)
+        trainer.loaders["train"].count = STEPS * BATCH
+        trainer.loaders["test"].count = BATCH
+        trainer.steps_per_epoch, trainer.eval_steps = STEPS, STEPS
+        trainer.total_steps = turns * STEPS
+        bare = Bare(Contender(name, make, 32, BATCH, args.p_L[0], args.precision))
+        trainer.listeners = (bare, consoles.ConsoleListener(console))
+        trainer.fit()
+        return [row["images_per_second"] for row in run.rows()], bare.rates
+
+
+def plain(args: argparse.Namespace) -> float:
+    """Images/s of one turn of the plain way, after a few steps to warm up."""
+    split = build_data(composed(args)).train
+    some = STEPS * BATCH * 2
+    data = Images(split[:some], split.labels[:some].tolist())
+    contender = Contender("plain", partial(resnet_cifar, args.depth), 32, BATCH, args.p_L[0])
+    contender.batches = iter(DataLoader(data, BATCH, shuffle=True, num_workers=2, drop_last=True))
+    for case in range(5):
+        contender.step(case)
+    start = time.perf_counter()
+    for case in range(STEPS):
+        contender.step(case % 5)
+    return STEPS * BATCH / (time.perf_counter() - start)
+
+
+def alone(args: argparse.Namespace, p_L: float, part: str) -> list[float]:
+    """What a process of its own prints for one part."""
+    options = ["--root", args.root, "--depth", str(args.depth), "--precision", args.precision]
+    options += ["--p_L", str(p_L), "--part", part, "--override", *args.override]
+    command = [sys.executable, __file__, *options]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [float(number) for number in out.split()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--root", required=True, help="images in train/<class>/ and test/<class>/")
+    parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--p_L", nargs="+", type=float, default=[1.0, 0.5])
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--override", nargs="*", default=[], help="settings of the trainer's run")
+    parser.add_argument("--part", choices=("ours", "plain"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.part == "ours":
+        rates = ours(args, 4)  # the first warms up
+        return print(*(median(r[1:]) for r in rates))
+    if args.part == "plain":
+        return print(plain(args))
+    devices.configure(DEVICE, "fp32", None, False)
+    print(f"{machine(DEVICE)}, ResNet-{args.depth}, {args.precision}, {args.turns} turns")
+    print(
+        f"{'p_L':>5}{'trainer':>10}{'bare':>8}{'plain':>8}{'trainer/bare':>14}{'trainer/plain':>15}"
+    )
+    for p_L in args.p_L:
+        found = []
+        for _ in range(args.turns):
+            found.append([*alone(args, p_L, "ours"), *alone(args, p_L, "plain")])
+        trainer, bare, other = (median(column) for column in zip(*found, strict=True))
+        to_bare, to_plain = (median(f[0] / f[i] for f in found) for i in (1, 2))
+        print(f"{p_L:5g}{trainer:10.0f}{bare:8.0f}{other:8.0f}{to_bare:14.3f}{to_plain:15.2f}")
+    return None
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
