@@ -182,6 +182,10 @@ def test_show_prints_the_plan_and_writes_nothing(train, tmp_path):
         ("model.block._target_=os.system", "model.block._target_=os.system is not allowed"),
         ("dataset=image_folder dataset.root=nowhere", "dataset.root 'nowhere' is not a folder"),
         ("resume=nowhere", "resume=nowhere is not a run folder"),
+        (
+            "show=true optimizer.nesterov=true optimizer.momentum=0",
+            "optimizer: Nesterov momentum requires a momentum",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(train, tmp_path, overrides, message):
