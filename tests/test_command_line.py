@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import struct
+import sys
 import time
 
 import pytest
@@ -170,6 +171,24 @@ def test_show_prints_the_plan_and_writes_nothing(train, tmp_path):
     assert "40.25 of 54 blocks" in done.stdout and "1293 training, 144 validation" in done.stdout
     assert "resnet110-linear_decay-pL0.5-s0-" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "overrides, also_used",
+    [
+        (["show=true"], set()),
+        ([*SMALL, "trainer.epochs=1", "wandb.mode=disabled"], {"matplotlib", "torch._dynamo"}),
+    ],
+    ids=["show", "run"],
+)
+def test_only_what_is_used_is_imported(train, overrides, also_used):
+    done = train(*overrides, start=(sys.executable, "-X", "importtime"))
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch" in imported
+    slow = {"sklearn", "scipy", "pandas", "matplotlib", "wandb", "torchvision", "torchcodec"}
+    # torch._dynamo is torch's compiler, which an optimizer imports with its first parameters.
+    assert imported & (slow | {"torch._dynamo"}) <= also_used
 
 
 @pytest.mark.parametrize(
