@@ -32,7 +32,7 @@ def show(config: dict[str, Any]) -> None:
     data = build.build_data(config)
     build.check_batches(config, len(data.train), distributed.environment()[1])
     model = build.build_model(config, len(data.classes), data.image_shape[0])
-    build.build_optimization(config, model)
+    build.check_optimization(config, model)
     show_plan(console.set_up(), config, data, model)
 
 

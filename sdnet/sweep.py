@@ -249,7 +249,7 @@ def check(points: list[Point], local: bool, processes: int) -> None:
                 seen.call(build.build_device, config, ("trainer",))
             build.check_batches(config, seen.call(_facts, config, ("dataset",))[2], processes)
             model = _network(config, seen)
-            seen.call(build.build_optimization, config, ("optimizer", "lr_schedule"), model)
+            seen.call(build.check_optimization, config, ("optimizer", "lr_schedule"), model)
             seen.call(build.build_wandb_mode, config, ("wandb",))
 
 

@@ -1,8 +1,10 @@
 import math
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from sdnet import LinearDecay, resnet_cifar, resnet_imagenet
+from sdnet import LinearDecay, resnet_cifar, resnet_imagenet, tiny_resnet
 from sdnet.analysis.cost import network_cost
 from sdnet.analysis.plots import plot_curves, plot_survival
 
@@ -27,6 +29,30 @@ def test_a_projection_is_counted_apart_from_the_branch_that_a_gate_saves():
     shortcuts = [b.shortcut_macs for b in cost.blocks]
     assert [i for i, macs in enumerate(shortcuts) if macs] == [0, 3, 7, 13]
     assert shortcuts[0] == 56 * 56 * 64 * 256
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        resnet_cifar(20, "bottleneck", shortcut="subsample"),
+        resnet_imagenet(18, order="pre", activation="silu"),
+        tiny_resnet(),
+    ],
+    ids=["cifar", "imagenet", "tiny"],
+)
+def test_the_cost_is_what_torch_counts_and_needs_no_values(model):
+    cost = network_cost(model, (3, 33, 33))
+    model = model.eval().to("meta")
+    assert network_cost(model, (3, 33, 33)) == cost
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, 3, 33, 33, device="meta"))
+    flops = [
+        sum(counter.get_flop_counts()[f"ResNet.{name}.{i}"].values())
+        for name in model.layers
+        for i in range(len(getattr(model, name)))
+    ]
+    assert [2 * (b.branch_macs + b.shortcut_macs) for b in cost.blocks] == flops
+    assert 2 * cost.macs == counter.get_total_flops()
 
 
 def test_figures_are_drawn_for_one_row_and_for_many(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import struct
+import sys
 import time
 
 import pytest
@@ -173,6 +174,24 @@ def test_show_prints_the_plan_and_writes_nothing(train, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "overrides, also_used",
+    [
+        (["show=true"], set()),
+        ([*SMALL, "trainer.epochs=1", "wandb.mode=disabled"], {"matplotlib", "torch._dynamo"}),
+    ],
+    ids=["show", "run"],
+)
+def test_only_what_is_used_is_imported(train, overrides, also_used):
+    done = train(*overrides, start=(sys.executable, "-X", "importtime"))
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "torch" in imported
+    slow = {"sklearn", "scipy", "pandas", "matplotlib", "wandb", "torchvision", "torchcodec"}
+    # torch._dynamo is torch's compiler, which an optimizer imports with its first parameters.
+    assert imported & (slow | {"torch._dynamo"}) <= also_used
+
+
+@pytest.mark.parametrize(
     "overrides, message",
     [
         ("schedule.p_L=0", "schedule.p_L must be a number with 0 < p_L <= 1"),
@@ -182,6 +201,10 @@ def test_show_prints_the_plan_and_writes_nothing(train, tmp_path):
         ("model.block._target_=os.system", "model.block._target_=os.system is not allowed"),
         ("dataset=image_folder dataset.root=nowhere", "dataset.root 'nowhere' is not a folder"),
         ("resume=nowhere", "resume=nowhere is not a run folder"),
+        (
+            "show=true optimizer.nesterov=true optimizer.momentum=0",
+            "optimizer: Nesterov momentum requires a momentum",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(train, tmp_path, overrides, message):

@@ -1,12 +1,14 @@
 """What a network costs: parameters, multiply-adds, and how much of it stochastic depth expects."""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+
+COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 @dataclass
@@ -22,7 +24,7 @@ class BlockCost:
 
 @dataclass
 class Cost:
-    """A network's cost per image in one forward pass; multiply-adds of convolutions and fc."""
+    """A network's cost per image in one forward pass; multiply-adds of the layers in `COUNTED`."""
 
     blocks: list[BlockCost]
     parameters: int
@@ -40,30 +42,33 @@ class Cost:
 
 
 def network_cost(model: nn.Module, image_shape: Sequence[int]) -> Cost:
-    """The cost of a `sdnet.models.resnet.ResNet` for images (C, H, W), counted without computing.
+    """The cost of a `sdnet.models.resnet.ResNet` for images (C, H, W), which is not changed.
 
-    The model may itself be on the meta device; it is not changed.
+    One image is computed on the model's device; on the meta device, nothing.
     """
-    meta = copy.deepcopy(model).to("meta").eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        meta(torch.empty(1, *image_shape, device="meta"))
-    flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+    # By hooks: torch's FlopCounterMode gives the same numbers, but like most operations on the meta
+    # device it imports torch's compiler first, which takes longer than the image.
+    model = copy.deepcopy(model).eval()
+    macs = Counter()
+
+    def count(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        macs[layer] += output.numel() * layer.weight[0].numel()
+
+    def macs_in(module: nn.Module | None) -> int:
+        return 0 if module is None else sum(macs[layer] for layer in module.modules())
+
+    for module in model.modules():
+        if isinstance(module, COUNTED):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
     blocks = []
     for stage, name in enumerate(model.layers, start=1):
-        for i, block in enumerate(getattr(model, name)):
-            path = f"{type(model).__name__}.{name}.{i}"
-            shortcut = flops.get(f"{path}.downsample", 0) // 2  # a multiply-add is two operations
-            blocks.append(
-                BlockCost(
-                    stage,
-                    block.survival,
-                    _parameters(block),
-                    flops.get(path, 0) // 2 - shortcut,
-                    shortcut,
-                )
-            )
-    return Cost(blocks, _parameters(model), flops["Global"] // 2)
+        for block in getattr(model, name):
+            shortcut = macs_in(getattr(block, "downsample", None))
+            branch = macs_in(block) - shortcut
+            blocks.append(BlockCost(stage, block.survival, _parameters(block), branch, shortcut))
+    return Cost(blocks, _parameters(model), macs.total())
 
 
 def _parameters(module: nn.Module) -> int:

@@ -4,6 +4,8 @@ import pickle
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from sdnet.data import sources
 from sdnet.data.splits import prepare
@@ -17,6 +19,19 @@ def test_digits_have_a_fixed_stratified_test_part_of_real_images():
     counts = np.bincount(source.test.labels)
     assert len(counts) == 10 and counts.min() >= 34 and counts.max() <= 38
     assert (sources.digits().test[:] == source.test[:]).all()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_digits_are_what_scikit_learn_loads_and_splits(moved, monkeypatch):
+    if moved:  # the file is not where it was
+        monkeypatch.setattr(sources, "find_spec", lambda name: None)
+    bunch = load_digits()
+    rows = train_test_split(np.arange(1797), test_size=0.2, stratify=bunch.target, random_state=0)
+    source = sources.digits(size=8)
+    for part, expected in zip((source.train, source.test), rows, strict=True):
+        assert (part.indices == expected).all() and (part.labels == bunch.target[expected]).all()
+        assert (part[:][..., 0] == np.round(bunch.images[expected] * (255 / 16))).all()
+    assert source.classes == [str(name) for name in bunch.target_names]
 
 
 def save(path, pixels, **options):
