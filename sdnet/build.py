@@ -36,6 +36,14 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int):
                 f"do it, got {group}"
             )
         model.checkpoint_blocks = group
+    if config["trainer"]["compile"] is not None:
+        from sdnet.models.compile import compilable
+
+        if not compilable(model):
+            raise configs.ConfigError(
+                f"trainer.compile must be null for {type(model).__name__}, whose blocks are not "
+                f"sdnet's ResidualBlock, got {config['trainer']['compile']}"
+            )
     return model
 
 
@@ -49,6 +57,10 @@ def build_device(config: dict[str, Any], world: World = ALONE):
         )
         if settings["sync_batchnorm"] and device.type != "cuda":
             raise ValueError("sync_batchnorm must be false without CUDA, got true")
+        if settings["compile"] is not None:
+            from sdnet.models.compile import check_compiler
+
+            check_compiler(device)
     return device
 
 
@@ -97,6 +109,10 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
     model = model.to(device, memory_format=layout)
+    if settings["compile"] is not None:
+        from sdnet.models.compile import compile_branches
+
+        compile_branches(model)
     optimizer, lr_schedule = build_optimization(config, model)
     loaders = build_loaders(config, data, device, world)
     world.meet()  # a mistake that one of them finds is found before the run folder is made
