@@ -49,6 +49,7 @@ def build_device(config: dict[str, Any], world: World = ALONE):
         )
         if settings["sync_batchnorm"] and device.type != "cuda":
             raise ValueError("sync_batchnorm must be false without CUDA, got true")
+    devices.fuse(device, settings["fused"])
     return device
 
 

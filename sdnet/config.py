@@ -235,6 +235,7 @@ CHECKS = {
     "trainer.batch_size": _whole(2),  # BatchNorm needs two values
     "trainer.accumulate": _whole(1),
     "trainer.checkpoint_blocks": _optional(_whole(1)),
+    "trainer.fused": _BOOLEAN,
     "trainer.sync_batchnorm": _BOOLEAN,
     "trainer.eval_every": _whole(1),
     "trainer.eval_unit": _one_of("epoch", "step"),

@@ -56,6 +56,7 @@ NOT_RESULT = (
     "trainer.workers",
     "trainer.log_every",
     "trainer.checkpoint_blocks",
+    "trainer.fused",
 )
 
 
