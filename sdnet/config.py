@@ -236,6 +236,7 @@ CHECKS = {
     "trainer.accumulate": _whole(1),
     "trainer.checkpoint_blocks": _optional(_whole(1)),
     "trainer.compile": _optional((lambda v: v == "branches", "branches")),
+    "trainer.fused": _BOOLEAN,
     "trainer.sync_batchnorm": _BOOLEAN,
     "trainer.eval_every": _whole(1),
     "trainer.eval_unit": _one_of("epoch", "step"),

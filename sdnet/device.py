@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 import torch
 
+from sdnet.models import fused
+
 log = logging.getLogger(__name__)
 DEFAULT_THREADS = torch.get_num_threads()  # a run before this one, in the same sweep, may change it
 
@@ -81,6 +83,19 @@ def keep_freed_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(mmap_max, 0)
             mallopt(trim_threshold, -1)
+
+
+def fuse(device: torch.device, wanted: bool) -> None:
+    """Switches the kernels of `sdnet.models.fused` on or off; warns where they cannot be had."""
+    fused.disable()
+    if not wanted:
+        return
+    try:
+        if device.type != "cpu":
+            raise RuntimeError(f"it is for the CPU, and this run is on {device}")
+        fused.enable()
+    except RuntimeError as error:
+        log.warning("trainer.fused=true is without effect: %s", error)
 
 
 def cuda_index(local_rank: int) -> int:

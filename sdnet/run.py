@@ -57,6 +57,7 @@ NOT_RESULT = (
     "trainer.log_every",
     "trainer.checkpoint_blocks",
     "trainer.compile",
+    "trainer.fused",
 )
 
 

@@ -8,12 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdnet.models import fused
 from sdnet.models.checks import check_choice
 from sdnet.models.gates import Gated
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 ORDERS = ("post", "pre")
 SHORTCUTS = ("pad", "subsample", "projection")
+
+
+def norm_activate(bn: nn.Module, x: Tensor, activation: str) -> Tensor:
+    """The activation, by its name, of bn(x)."""
+    return fused.norm_relu(bn, x) if activation == "relu" else ACTIVATIONS[activation](bn(x))
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -144,12 +150,17 @@ class ResidualBlock(Gated):
         """f_l(x): (N, in_channels, H, W) -> (N, out_channels, H/stride, W/stride)."""
         if self.order == "pre":
             for conv_i, bn in self._layers():
-                x = conv_i(ACTIVATIONS[self.activation](bn(x)))
+                x = conv_i(norm_activate(bn, x, self.activation))
             return x
+        x, last_bn = self._before_last_norm(x)
+        return last_bn(x)
+
+    def _before_last_norm(self, x: Tensor) -> tuple[Tensor, nn.BatchNorm2d]:
+        """Order `post`: f_l(x) but for its last BatchNorm, and that."""
         *inner, (last_conv, last_bn) = self._layers()
         for conv_i, bn in inner:
-            x = self._activate(bn(conv_i(x)))
-        return last_bn(last_conv(x))
+            x = norm_activate(bn, conv_i(x), self.activation)
+        return last_conv(x), last_bn
 
     def shortcut(self, x: Tensor) -> Tensor:
         """id(x), or what stands for it where the shape changes."""
@@ -164,6 +175,9 @@ class ResidualBlock(Gated):
             return total if self.order == "pre" else ACTIVATIONS[self.activation](total)
         if isinstance(weight, Tensor):
             return self._finish(self.shortcut(x) + self.branch(x) * weight)
+        if weight and self._fused():
+            x_last, last_bn = self._before_last_norm(x)
+            return fused.norm_add_relu(last_bn, x_last, self.shortcut(x), weight)
         if weight:
             return self._finish(torch.add(self.shortcut(x), self.branch(x), alpha=weight))
         # A closed gate: nothing of the branch runs. ReLU leaves a rectified input as it is.
@@ -171,6 +185,12 @@ class ResidualBlock(Gated):
         if self.order == "pre" or (out is x and self.rectified_input and self.activation == "relu"):
             return out
         return ACTIVATIONS[self.activation](out)  # not in place: `out` can be `x` or a view of it
+
+    def _fused(self) -> bool:
+        """Whether the last BatchNorm is computed with the sum and the ReLU; see `fused`."""
+        ours = getattr(self.branch, "__func__", None) is ResidualBlock.branch  # nobody's own
+        relu_last = self.order == "post" and self.activation == "relu"
+        return fused.enabled() and self.training and relu_last and ours
 
     def _finish(self, total: Tensor) -> Tensor:
         return total if self.order == "pre" else self._activate(total)

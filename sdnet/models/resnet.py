@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from sdnet.models.blocks import ACTIVATIONS, ORDERS, BasicBlock, Bottleneck, ResidualBlock, conv
+from sdnet.models.blocks import (
+    ACTIVATIONS,
+    ORDERS,
+    BasicBlock,
+    Bottleneck,
+    ResidualBlock,
+    conv,
+    norm_activate,
+)
 from sdnet.models.checks import check_choice, check_drop_rate
 from sdnet.models.schedules import Constant, LinearDecay
 
@@ -195,16 +203,15 @@ class ResNet(nn.Module):
         return [block for name in self.layers for block in getattr(self, name)]
 
     def forward(self, x: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.activation]
         x = self.conv1(x)
         if self.bn1 is not None:
-            x = activate(self.bn1(x))
+            x = norm_activate(self.bn1, x, self.activation)
         if self.maxpool is not None:
             x = self.maxpool(x)
         for name in self.layers:
             x = self._stage(getattr(self, name), x)
         if self.bn_last is not None:
-            x = activate(self.bn_last(x))
+            x = norm_activate(self.bn_last, x, self.activation)
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
     def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
