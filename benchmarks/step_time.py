@@ -37,6 +37,7 @@ from torchvision.transforms import v2
 from sdnet import LinearDecay, resnet_cifar, resnet_imagenet, set_gates
 from sdnet import device as devices
 from sdnet.analysis.cost import network_cost
+from sdnet.models import fused
 from sdnet.models.gates import GateSampler
 from sdnet.training.optim import zero_skipped
 
@@ -58,7 +59,7 @@ MASKS: dict[str, Callable[[float], nn.Module]] = {
 if DropPath is not None:
     MASKS["timm DropPath"] = DropPath
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-OURS = ("constant", "batch", "sample", "subset")
+OURS = ("constant", "batch", "sample", "subset", "constant, fused", "batch, fused")
 CONTENDERS = (*OURS, *MASKS, "plain")
 
 
@@ -112,7 +113,8 @@ class Contender:
         p_L: float,
         precision: str = "fp32",
     ):
-        self.name, self.device = name, DEVICE
+        name, _, with_kernels = name.partition(", ")
+        self.name, self.device, self.fused = name, DEVICE, with_kernels == "fused"
         self.precision = "fp32" if name == "plain" else precision
         kind = name if name in ("sample", "subset") else "batch"
         torch.manual_seed(0)
@@ -145,6 +147,8 @@ class Contender:
         images, labels = self.data
         if self.batches is not None:
             images, labels = (t.to(self.device) for t in next(self.batches))
+        if self.fused:
+            fused.enable()
         set_gates(self.net, self.vectors[case])
         self.optimizer.zero_grad()
         with devices.autocast(self.device, self.precision):
@@ -153,6 +157,7 @@ class Contender:
         if self.name == "batch":
             zero_skipped(self.optimizer)
         self.optimizer.step()
+        fused.disable()
 
 
 def bounds(net: str, p_L: float) -> tuple[float, float]:
@@ -197,8 +202,9 @@ def compare(net: str, precision: str, p_L: float, args: argparse.Namespace) -> N
     print(f"{'':20}{'ms':>8}{'images/s':>10}{titles}{'realised':>10}{'peak GB':>9}")
     for name, s in seconds.items():
         ratios = "".join(f"{s / seconds[peer]:20.3f}" for peer in peers)
-        gates = name in ("batch", "subset") and "constant" in seconds
-        share = f"{(1 - s / seconds['constant']) / (1 - flops):.0%}" if gates else ""
+        whole = seconds.get("constant, fused" if "fused" in name else "constant")
+        saves = whole and name.split(",")[0] in ("batch", "subset")
+        share = f"{(1 - s / whole) / (1 - flops):.0%}" if saves else ""
         held = f"{memory(net, precision, p_L, name):.2f}" if args.memory else ""
         print(f"{name:20}{1e3 * s:8.1f}{batch / s:10.0f}{ratios}{share:>10}{held:>9}", flush=True)
 
