@@ -61,7 +61,7 @@ def build_device(config: dict[str, Any], world: World = ALONE):
             from sdnet.models.compile import check_compiler
 
             check_compiler(device)
-    devices.fuse(device, settings["fused"])
+    devices.fuse(device, settings["fused"], settings["channels_last"])
     return device
 
 

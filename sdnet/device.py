@@ -85,7 +85,7 @@ def keep_freed_memory() -> None:
             mallopt(trim_threshold, -1)
 
 
-def fuse(device: torch.device, wanted: bool) -> None:
+def fuse(device: torch.device, wanted: bool, channels_last: bool) -> None:
     """Switches the kernels of `sdnet.models.fused` on or off; warns where they cannot be had."""
     fused.disable()
     if not wanted:
@@ -93,6 +93,8 @@ def fuse(device: torch.device, wanted: bool) -> None:
     try:
         if device.type != "cpu":
             raise RuntimeError(f"it is for the CPU, and this run is on {device}")
+        if not channels_last:
+            raise RuntimeError("it needs trainer.channels_last=true")
         fused.enable()
     except RuntimeError as error:
         log.warning("trainer.fused=true is without effect: %s", error)

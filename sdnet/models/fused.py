@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -75,6 +76,8 @@ def _compiled() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdnet"
     library = cache / f"fused-{key}.so"
     if not library.exists():
+        if shutil.which(command[0]) is None:
+            raise RuntimeError(f"there is no C++ compiler {command[0]}; CXX may name another one")
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / library.name  # others may be making it too: the last one stays

@@ -313,14 +313,15 @@ def test_what_cannot_be_had_is_one_warning(caplog, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "cc").write_text("#!/bin/sh\necho 'fused.cpp:1: error: no' >&2\nexit 1\n")
     (tmp_path / "cc").chmod(0o755)
-    for compiler, where, reason in (
-        ("no-such-compiler", "cpu", "'no-such-compiler'"),
-        (str(tmp_path / "cc"), "cpu", "cc failed: fused.cpp:1: error: no"),
-        ("c++", "cuda", "it is for the CPU"),
+    for compiler, where, channels_last, reason in (
+        ("no-such-compiler", "cpu", True, "no C++ compiler no-such-compiler"),
+        (str(tmp_path / "cc"), "cpu", True, "cc failed: fused.cpp:1: error: no"),
+        ("c++", "cuda", True, "it is for the CPU"),
+        ("c++", "cpu", False, "it needs trainer.channels_last=true"),
     ):
         monkeypatch.setenv("CXX", compiler)
         caplog.clear()
-        device.fuse(torch.device(where), True)
+        device.fuse(torch.device(where), True, channels_last)
         assert not fused.enabled()
         (record,) = caplog.records
         assert record.getMessage().startswith("trainer.fused=true is without effect: ")
