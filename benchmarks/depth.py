@@ -24,7 +24,7 @@ from sdnet import device as devices
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 
 def contender(depth: int, p_L: float, batch: int) -> Contender:
@@ -59,7 +59,9 @@ def draw(rows: list[dict], fitted: np.ndarray, title: str, path: Path) -> None:
         ticks = sorted({row["blocks"] for row in rows})
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
         axis.xaxis.minorticks_off()
-        axis.yaxis.set_major_formatter(ScalarFormatter())
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].legend(title="measured, and the fit", frameon=False)
     figure.suptitle(title, fontsize=9)

@@ -30,6 +30,7 @@ from sdnet import resnet_cifar
 from sdnet.build import build_data, build_trainer
 from sdnet.run import RunFolder
 from sdnet.training import console as consoles
+from sdnet.training.optim import set_rate
 from sdnet.training.trainer import Listener, Trainer
 
 STEPS, BATCH = 22, 128
@@ -61,6 +62,10 @@ class Bare(Listener):
     def on_row(self, trainer: Trainer, row: dict) -> None:
         steps = range(row["step"] - STEPS, row["step"])
         self.contender.vectors = [trainer.gates.draw(step, BATCH) for step in steps]
+        # Its weights and images too: how long a step takes depends on the values.
+        self.contender.net.load_state_dict(trainer.model.state_dict())
+        self.contender.data = next(iter(trainer.loaders["train"]))
+        set_rate(self.contender.optimizer, trainer.lr / 0.01)
         start = time.perf_counter()
         for case in range(STEPS):
             self.contender.step(case)
