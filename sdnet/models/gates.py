@@ -105,7 +105,7 @@ class GateSampler:
     """Draws the gates of a model's L gated modules, reproducibly for every step.
 
     What is drawn depends only on the seed, the step and the survival probabilities the modules
-    have at that moment.
+    have at that moment; with `subset` also on the parts in which a mini-batch is computed.
 
     Raises:
         ValueError: modules of different granularity in one model.
@@ -168,6 +168,9 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
         if gates.is_floating_point():
             raise ValueError("gates must be booleans, got floating-point numbers")
         gates = gates.bool()
+        mixed = sorted({module.granularity for module in modules})
+        if "subset" in mixed and len(mixed) > 1:
+            raise ValueError(f"granularity must be one for the model, got {mixed}")
         for module in modules:
             if gates.ndim != (1 if module.granularity == "batch" else 2):
                 raise ValueError(
@@ -180,10 +183,10 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
             gates = gates.tolist()  # Python booleans: no device is asked whether to run a branch
         else:
             device = next((p.device for p in model.parameters()), gates.device)
-            subsets = _subsets(gates.cpu(), device)
-            masks = gates.to(device, non_blocking=True)
-            pairs = zip(modules, subsets, masks, strict=True)
-            gates = [rows if m.granularity == "subset" else mask for m, rows, mask in pairs]
+            if {module.granularity for module in modules} == {"subset"}:
+                gates = _subsets(gates.cpu(), device)
+            else:
+                gates = gates.to(device, non_blocking=True)
     for module, gate in zip(modules, gates, strict=True):
         module.gate = gate
 

@@ -174,7 +174,7 @@ class Trainer:
 
     def set_survival(self, progress: float) -> None:
         """Follows the schedule, which may change with the fraction of training done."""
-        survival = self.model.schedule(self.model.stage_blocks, progress)
+        survival = list(self.model.schedule(self.model.stage_blocks, progress))
         if survival != self.survival:  # most schedules never change: leave the blocks alone
             set_survival(self.model, survival)
             self.survival = survival
