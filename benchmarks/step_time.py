@@ -157,7 +157,8 @@ class Contender:
         if self.name == "batch":
             zero_skipped(self.optimizer)
         self.optimizer.step()
-        fused.disable()
+        if self.fused:  # else it is as whoever takes the steps has set it
+            fused.disable()
 
 
 def bounds(net: str, p_L: float) -> tuple[float, float]:

@@ -168,9 +168,9 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
         if gates.is_floating_point():
             raise ValueError("gates must be booleans, got floating-point numbers")
         gates = gates.bool()
-        mixed = sorted({module.granularity for module in modules})
-        if "subset" in mixed and len(mixed) > 1:
-            raise ValueError(f"granularity must be one for the model, got {mixed}")
+        granularities = sorted({module.granularity for module in modules})
+        if "subset" in granularities and len(granularities) > 1:
+            raise ValueError(f"granularity must be one for the model, got {granularities}")
         for module in modules:
             if gates.ndim != (1 if module.granularity == "batch" else 2):
                 raise ValueError(
@@ -183,7 +183,7 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
             gates = gates.tolist()  # Python booleans: no device is asked whether to run a branch
         else:
             device = next((p.device for p in model.parameters()), gates.device)
-            if {module.granularity for module in modules} == {"subset"}:
+            if granularities == ["subset"]:
                 gates = _subsets(gates.cpu(), device)
             else:
                 gates = gates.to(device, non_blocking=True)
