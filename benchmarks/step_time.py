@@ -189,10 +189,11 @@ def bounds(net: str, p_L: float) -> tuple[float, float]:
 
 
 def compare(net: str, precision: str, p_L: float, args: argparse.Namespace) -> None:
-    contenders = {c: Contender(c, *NETS[net], p_L, precision) for c in args.contenders}
+    make, size, batch = NETS[net]
+    batch = args.batch or batch
+    contenders = {c: Contender(c, make, size, batch, p_L, precision) for c in args.contenders}
     steps = {name: contender.step for name, contender in contenders.items()}
     seconds = interleaved(steps, 5, args.turns)
-    batch = NETS[net][2]
     flops, traffic = bounds(net, p_L)
     print(
         f"\n{net}, {precision}, p_L {p_L:g}, batch {batch}, {args.turns} turns; "
@@ -206,14 +207,14 @@ def compare(net: str, precision: str, p_L: float, args: argparse.Namespace) -> N
         whole = seconds.get("constant, fused" if "fused" in name else "constant")
         saves = whole and name.split(",")[0] in ("batch", "subset")
         share = f"{(1 - s / whole) / (1 - flops):.0%}" if saves else ""
-        held = f"{memory(net, precision, p_L, name):.2f}" if args.memory else ""
+        held = f"{memory(net, precision, p_L, name, batch):.2f}" if args.memory else ""
         print(f"{name:20}{1e3 * s:8.1f}{batch / s:10.0f}{ratios}{share:>10}{held:>9}", flush=True)
 
 
-def memory(net: str, precision: str, p_L: float, name: str) -> float:
+def memory(net: str, precision: str, p_L: float, name: str, batch: int) -> float:
     """Peak GB of a process that takes a few steps as one contender."""
     options = ["--nets", net, "--precision", precision, "--p_L", str(p_L), "--contenders", name]
-    command = [sys.executable, __file__, *options, "--alone"]
+    command = [sys.executable, __file__, *options, "--batch", str(batch), "--alone"]
     return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
 
 
@@ -226,14 +227,16 @@ def main() -> None:
     parser.add_argument("--p_L", nargs="+", type=float, default=[0.5, 0.2])
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--turns", type=int, default=5, help="steps per contender and gate vector")
+    parser.add_argument("--batch", type=int, help="images per batch (128; ResNet-50: 32)")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--memory", action="store_true", help="also measure peak memory")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     devices.configure(DEVICE, "fp32", args.threads, False)
     if args.alone:
-        net, p_L, precision = NETS[args.nets[0]], args.p_L[0], args.precision[0]
-        contender = Contender(args.contenders[0], *net, p_L, precision)
+        make, size, _ = NETS[args.nets[0]]
+        p_L, precision = args.p_L[0], args.precision[0]
+        contender = Contender(args.contenders[0], make, size, args.batch, p_L, precision)
         for case in range(2):
             contender.step(case)
         return print(peak(DEVICE))
