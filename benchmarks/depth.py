@@ -9,14 +9,12 @@ says what a block costs that is closed, and what it costs in addition when its g
 """
 
 import argparse
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from measure import interleaved, machine, peak
+from measure import alone, interleaved, machine, peak
 from step_time import DEVICE, Contender
 
 from sdnet import LinearDecay, resnet_cifar
@@ -33,9 +31,7 @@ def contender(depth: int, p_L: float, batch: int) -> Contender:
 
 def memory(depth: int, p_L: float, batch: int) -> float:
     """Peak GB of a process that takes a few steps."""
-    options = ["--depths", str(depth), "--p_L", str(p_L), "--batch", str(batch), "--alone"]
-    command = [sys.executable, __file__, *options]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    return alone("--depths", depth, "--p_L", p_L, "--batch", batch, "--alone")[0]
 
 
 def fit(rows: list[dict]) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""What the benchmarks share: gates of the expected depth, turns, peak memory, the machine."""
+"""What the benchmarks share: gates of the expected depth, turns, processes, memory, machine."""
 
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,13 @@ def interleaved(steps: dict[str, Callable[[int], None]], cases: int, turns: int)
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def alone(*options: object) -> list[float]:
+    """The numbers that this very script prints in a process of its own, with these options."""
+    command = [sys.executable, sys.argv[0], *map(str, options)]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return [float(number) for number in out.split()]
 
 
 def peak(device: torch.device) -> float:

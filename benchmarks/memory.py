@@ -9,13 +9,11 @@ of trainer.accumulate.
 """
 
 import argparse
-import subprocess
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
-from measure import peak
+from measure import alone, peak
 
 from sdnet import LinearDecay, resnet_cifar, set_gates
 from sdnet.models.gates import GateSampler
@@ -61,11 +59,9 @@ def main() -> None:
     print("checkpoint_blocks  accumulate   peak GB  of it the steps'  s/step")
     for group in args.groups:
         for parts in args.parts:
-            way = ["--groups", group, "--parts", str(parts), "--one"]
-            shape = ["--depth", str(args.depth), "--batch", str(args.batch), "--p_L", str(args.p_L)]
-            command = [sys.executable, __file__, *shape, *way]
-            out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            before, after, seconds = map(float, out.split())
+            shape = ["--depth", args.depth, "--batch", args.batch, "--p_L", args.p_L]
+            way = ["--groups", group, "--parts", parts]
+            before, after, seconds = alone(*shape, *way, "--one")
             print(f"{group:>17}{parts:12}{after:10.2f}{after - before:18.2f}{seconds:8.1f}")
     return None
 

@@ -18,8 +18,6 @@ shows.
 """
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain, repeat
@@ -27,7 +25,7 @@ from itertools import chain, repeat
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import fixed_gates, interleaved, machine, peak
+from measure import alone, fixed_gates, interleaved, machine, peak
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -213,9 +211,8 @@ def compare(net: str, precision: str, p_L: float, args: argparse.Namespace) -> N
 
 def memory(net: str, precision: str, p_L: float, name: str, batch: int) -> float:
     """Peak GB of a process that takes a few steps as one contender."""
-    options = ["--nets", net, "--precision", precision, "--p_L", str(p_L), "--contenders", name]
-    command = [sys.executable, __file__, *options, "--batch", str(batch), "--alone"]
-    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    options = ["--nets", net, "--precision", precision, "--p_L", p_L, "--contenders", name]
+    return alone(*options, "--batch", batch, "--alone")[0]
 
 
 def main() -> None:

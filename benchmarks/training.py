@@ -2,17 +2,16 @@
 
     python benchmarks/training.py --root data/cifar10-jpeg       # ResNet-20, constant and p_L = 0.5
 
-`trainer` is `train.py`'s own loop with shifts and mirroring, gates, metrics and console; `bare` are
-forward, backward and SGD on one fixed batch with the gates that the trainer just drew, in turns
-with it in one process: the difference is what all the rest costs. `plain` is what most replications
-do (see `step_time.py`), with two worker processes to transform the images, in a process of its own
-in between. Images/s, medians over the turns of some 22 steps each; evaluations are left out.
+`trainer` is `train.py`'s own loop with shifts and mirroring, gates, metrics and console. `bare` are
+forward, backward and SGD alone: after each of the trainer's steps one of another network in the
+same process, with its weights, images and gates, for the values decide too how long a step takes.
+The difference is what all the rest costs. `plain` is what most replications do (see
+`step_time.py`), with two worker processes to transform the images, in a process of its own in
+between. Images/s, medians over the turns of some 22 steps each; evaluations are left out.
 """
 
 import argparse
 import logging
-import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
@@ -20,8 +19,9 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from measure import machine
+from measure import alone, machine
 from step_time import DEVICE, Contender, Images
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sdnet import config as configs
@@ -54,22 +54,26 @@ def composed(args: argparse.Namespace) -> dict:
 
 
 class Bare(Listener):
-    """After each of the trainer's turns as many bare steps with the same gates, on one batch."""
+    """After each of the trainer's steps a bare one, the time of which is not the trainer's."""
 
     def __init__(self, contender: Contender):
-        self.contender, self.rates = contender, []
+        self.contender, self.seconds, self.rates = contender, 0.0, []
+
+    def on_step(self, trainer: Trainer) -> None:
+        begun = time.perf_counter()
+        bare, step = self.contender, trainer.counters.step - 1
+        bare.net.load_state_dict(trainer.model.state_dict())
+        bare.vectors = [trainer.gates.draw(step, BATCH)]
+        set_rate(bare.optimizer, trainer.lr / 0.01)
+        start = time.perf_counter()
+        bare.step(0)
+        end = time.perf_counter()
+        self.seconds += end - start
+        trainer.counters.interval_seconds -= end - begun
 
     def on_row(self, trainer: Trainer, row: dict) -> None:
-        steps = range(row["step"] - STEPS, row["step"])
-        self.contender.vectors = [trainer.gates.draw(step, BATCH) for step in steps]
-        # Its weights and images too: how long a step takes depends on the values.
-        self.contender.net.load_state_dict(trainer.model.state_dict())
-        self.contender.data = next(iter(trainer.loaders["train"]))
-        set_rate(self.contender.optimizer, trainer.lr / 0.01)
-        start = time.perf_counter()
-        for case in range(STEPS):
-            self.contender.step(case)
-        self.rates.append(STEPS * BATCH / (time.perf_counter() - start))
+        self.rates.append(STEPS * BATCH / self.seconds)
+        self.seconds = 0.0
 
 
 def ours(args: argparse.Namespace, turns: int) -> tuple[list[float], list[float]]:
@@ -89,7 +93,14 @@ def ours(args: argparse.Namespace, turns: int) -> tuple[list[float], list[float]
         trainer.steps_per_epoch, trainer.eval_steps = STEPS, STEPS
         trainer.total_steps = turns * STEPS
         bare = Bare(Contender(name, make, 32, BATCH, args.p_L[0], args.precision))
-        trainer.listeners = (bare, consoles.ConsoleListener(console))
+        train_step = trainer.train_step
+
+        def same_images(images: Tensor, labels: Tensor) -> None:
+            bare.contender.data = images, labels
+            train_step(images, labels)
+
+        trainer.train_step = same_images
+        trainer.listeners = (consoles.ConsoleListener(console), bare)
         trainer.fit()
         return [row["images_per_second"] for row in run.rows()], bare.rates
 
@@ -107,15 +118,6 @@ def plain(args: argparse.Namespace) -> float:
     for case in range(STEPS):
         contender.step(case % 5)
     return STEPS * BATCH / (time.perf_counter() - start)
-
-
-def alone(args: argparse.Namespace, p_L: float, part: str) -> list[float]:
-    """What a process of its own prints for one part."""
-    options = ["--root", args.root, "--depth", str(args.depth), "--precision", args.precision]
-    options += ["--p_L", str(p_L), "--part", part, "--override", *args.override]
-    command = [sys.executable, __file__, *options]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return [float(number) for number in out.split()]
 
 
 def main() -> None:
@@ -139,9 +141,9 @@ def main() -> None:
         f"{'p_L':>5}{'trainer':>10}{'bare':>8}{'plain':>8}{'trainer/bare':>14}{'trainer/plain':>15}"
     )
     for p_L in args.p_L:
-        found = []
-        for _ in range(args.turns):
-            found.append([*alone(args, p_L, "ours"), *alone(args, p_L, "plain")])
+        options = ["--root", args.root, "--depth", args.depth, "--precision", args.precision]
+        options += ["--p_L", p_L, "--override", *args.override, "--part"]
+        found = [[*alone(*options, "ours"), *alone(*options, "plain")] for _ in range(args.turns)]
         trainer, bare, other = (median(column) for column in zip(*found, strict=True))
         to_bare, to_plain = (median(f[0] / f[i] for f in found) for i in (1, 2))
         print(f"{p_L:5g}{trainer:10.0f}{bare:8.0f}{other:8.0f}{to_bare:14.3f}{to_plain:15.2f}")
