@@ -101,6 +101,14 @@ def gated_modules(model: nn.Module) -> list[Gated]:
     return [module for module in model.modules() if isinstance(module, Gated)]
 
 
+def _granularity(modules: list[Gated]) -> str:
+    """That of all modules of a model; ValueError where there are several."""
+    found = sorted({module.granularity for module in modules})
+    if len(found) > 1:
+        raise ValueError(f"granularity must be one for the model, got {found}")
+    return found[0] if found else "batch"
+
+
 class GateSampler:
     """Draws the gates of a model's L gated modules, reproducibly for every step.
 
@@ -114,10 +122,7 @@ class GateSampler:
     def __init__(self, model: nn.Module, seed: int):
         self.modules = gated_modules(model)
         self.seed = seed
-        granularities = sorted({module.granularity for module in self.modules})
-        if len(granularities) > 1:
-            raise ValueError(f"granularity must be one for the model, got {granularities}")
-        self.granularity = granularities[0] if granularities else "batch"
+        self.granularity = _granularity(self.modules)
 
     def draw(self, step: int, batch_size: int | Sequence[int]) -> Tensor:
         """Booleans on the CPU, True for open: (L,) for `batch`, (L, N) for `sample` and `subset`.
@@ -158,7 +163,8 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
             None removes them, after which each module draws its own in training.
 
     Raises:
-        ValueError: another number of gates than modules, or of dimensions than their granularity.
+        ValueError: another number of gates than modules, or of dimensions than their granularity;
+            modules of different granularity.
     """
     modules = gated_modules(model)
     if gates is None:
@@ -168,25 +174,21 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
         if gates.is_floating_point():
             raise ValueError("gates must be booleans, got floating-point numbers")
         gates = gates.bool()
-        granularities = sorted({module.granularity for module in modules})
-        if "subset" in granularities and len(granularities) > 1:
-            raise ValueError(f"granularity must be one for the model, got {granularities}")
-        for module in modules:
-            if gates.ndim != (1 if module.granularity == "batch" else 2):
-                raise ValueError(
-                    f"gates must be (L,) for granularity batch and (L, N) for sample and subset, "
-                    f"got {tuple(gates.shape)} for {module.granularity}"
-                )
+        granularity = _granularity(modules)
+        if gates.ndim != (1 if granularity == "batch" else 2):
+            raise ValueError(
+                f"gates must be (L,) for granularity batch and (L, N) for sample and subset, "
+                f"got {tuple(gates.shape)} for {granularity}"
+            )
         if len(gates) != len(modules):
             raise ValueError(f"gates must hold {len(modules)}, one per block, got {len(gates)}")
-        if gates.ndim == 1:
+        device = next((p.device for p in model.parameters()), gates.device)
+        if granularity == "batch":
             gates = gates.tolist()  # Python booleans: no device is asked whether to run a branch
+        elif granularity == "subset":
+            gates = _subsets(gates.cpu(), device)
         else:
-            device = next((p.device for p in model.parameters()), gates.device)
-            if granularities == ["subset"]:
-                gates = _subsets(gates.cpu(), device)
-            else:
-                gates = gates.to(device, non_blocking=True)
+            gates = gates.to(device, non_blocking=True)
     for module, gate in zip(modules, gates, strict=True):
         module.gate = gate
 

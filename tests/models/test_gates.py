@@ -91,9 +91,12 @@ def test_set_survival_refuses_what_does_not_fit_by_name_and_changes_nothing(surv
     assert [m.survival for m in model] == SURVIVAL
 
 
-def test_sampler_refuses_mixed_granularity():
+def test_mixed_granularity_is_refused():
+    model = nn.Sequential(*(Gated(0.5, g, "none") for g in GRANULARITIES))
     with pytest.raises(ValueError, match=r"granularity .*batch.*sample"):
-        GateSampler(nn.Sequential(*(Gated(0.5, g, "none") for g in GRANULARITIES)), seed=0)
+        GateSampler(model, seed=0)
+    with pytest.raises(ValueError, match=r"granularity .*batch.*sample"):
+        set_gates(model, torch.ones(len(model), 4, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
