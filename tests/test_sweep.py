@@ -137,7 +137,7 @@ def test_a_failing_run_stops_nothing(train, tmp_path):
         (images / part / label).mkdir(parents=True)
         for i in range(40):
             Image.new("RGB", (8, 8), (i, 90, 9)).save(images / part / label / f"{i}.png")
-    sweep = ["-m", *SMALL[:1], "trainer.threads=1", "trainer.epochs=40", "name=f"]
+    sweep = ["-m", *SMALL[:1], "trainer.threads=1", "trainer.epochs=15", "name=f"]
     sweep += ["wandb.mode=disabled", "dataset=image_folder", "dataset.root=images", "seed=0,1"]
     process = train(*sweep, background=True)
     wait_for(lambda: list(tmp_path.glob("multirun/f/*/metrics.csv")), process)
