@@ -21,7 +21,6 @@ from statistics import median
 import torch
 from measure import alone, machine
 from step_time import DEVICE, Contender, Images
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from sdnet import config as configs
@@ -63,6 +62,7 @@ class Bare(Listener):
         begun = time.perf_counter()
         bare, step = self.contender, trainer.counters.step - 1
         bare.net.load_state_dict(trainer.model.state_dict())
+        bare.data = next(iter(trainer.loaders["train"].batches(*divmod(step, STEPS))))
         bare.vectors = [trainer.gates.draw(step, BATCH)]
         set_rate(bare.optimizer, trainer.lr / 0.01)
         start = time.perf_counter()
@@ -93,13 +93,6 @@ def ours(args: argparse.Namespace, turns: int) -> tuple[list[float], list[float]
         trainer.steps_per_epoch, trainer.eval_steps = STEPS, STEPS
         trainer.total_steps = turns * STEPS
         bare = Bare(Contender(name, make, 32, BATCH, args.p_L[0], args.precision))
-        train_step = trainer.train_step
-
-        def same_images(images: Tensor, labels: Tensor) -> None:
-            bare.contender.data = images, labels
-            train_step(images, labels)
-
-        trainer.train_step = same_images
         trainer.listeners = (consoles.ConsoleListener(console), bare)
         trainer.fit()
         return [row["images_per_second"] for row in run.rows()], bare.rates

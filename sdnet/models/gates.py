@@ -182,13 +182,14 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
             )
         if len(gates) != len(modules):
             raise ValueError(f"gates must hold {len(modules)}, one per block, got {len(gates)}")
-        device = next((p.device for p in model.parameters()), gates.device)
         if granularity == "batch":
             gates = gates.tolist()  # Python booleans: no device is asked whether to run a branch
-        elif granularity == "subset":
-            gates = _subsets(gates.cpu(), device)
         else:
-            gates = gates.to(device, non_blocking=True)
+            device = next((p.device for p in model.parameters()), gates.device)
+            if granularity == "subset":
+                gates = _subsets(gates.cpu(), device)
+            else:
+                gates = gates.to(device, non_blocking=True)
     for module, gate in zip(modules, gates, strict=True):
         module.gate = gate
 
