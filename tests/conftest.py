@@ -1,35 +1,42 @@
-import os
 import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+from tests import commands
+from tests.commands import ROOT, Forked, environment
+
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def train_in():
-    """Runs `python train.py ...` as a user would, in a folder; returns the process."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "HYDRA"))}
-    environment |= {"NETRC": os.devnull, "OMP_NUM_THREADS": "1"}
+    """Runs `python train.py ...` as a user would, in a folder; returns the process.
 
-    def run(folder, *overrides, background=False, start=(sys.executable,), **variables):
-        command = [*start, str(ROOT / "train.py"), *overrides]
-        options = {
-            "cwd": folder,
-            "env": environment | variables,
-            "text": True,
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.PIPE,
-        }
+    Args:
+        background: return at once; else when it has ended.
+        start: what starts a new interpreter, e.g. torchrun's words; None forks one that is ready.
+        variables: more for its environment.
+    """
+
+    def run(folder, *overrides, background=False, start=None, **variables):
+        if start is None:
+            process = Forked(folder, variables, commands.train, *overrides)
+        else:
+            process = subprocess.Popen(
+                [*start, str(ROOT / "train.py"), *overrides],
+                cwd=folder,
+                env=environment(**variables),
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
         if background:
-            return subprocess.Popen(command, **options)
-        return subprocess.run(command, timeout=300, **options)
+            return process
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
 
@@ -38,6 +45,19 @@ def train_in():
 def train(train_in, tmp_path):
     """`train_in` the test's own, empty folder."""
     return partial(train_in, tmp_path)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failed one")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.skipped and item.config.getoption("--no-skips"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped: {report.longrepr[2]}"
+    return report
 
 
 def pytest_make_parametrize_id(config, val, argname):

@@ -1,29 +1,39 @@
 """Hydra's plugins with our presets; needs requirements-extras.txt."""
 
 import json
+import sys
+from importlib.util import find_spec
 
 import pytest
 
 from tests.test_sweep import SMALL, metrics, run_folders, summary
 
+pytestmark = pytest.mark.slow
 SWEEP = ["-m", *SMALL, "name=s", "wandb.mode=disabled"]
+START = (sys.executable,)  # what starts processes of its own is started as a user starts it
 
 
+def needs(plugin):
+    missing = find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{plugin}") is None
+    reason = f"NOT RUN without {plugin}: pip install -r requirements-extras.txt"
+    return pytest.mark.skipif(missing, reason=reason)
+
+
+@needs("hydra_joblib_launcher")
 def test_two_runs_at_once_give_what_one_after_the_other_gives(train_in, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     results = []
-    for launcher in ("basic", "joblib"):
+    for launcher, start in (("basic", None), ("joblib", START)):
         (tmp_path / launcher).mkdir()
         sweep = [*SWEEP, "schedule.p_L=0.5,1", f"hydra/launcher={launcher}"]
-        done = train_in(tmp_path / launcher, *sweep)
+        done = train_in(tmp_path / launcher, *sweep, start=start)
         assert done.returncode == 0, done.stderr
         runs = run_folders(tmp_path / launcher)
         results.append({name: metrics(run) for name, run in runs.items()})
     assert len(results[0]) == 2 and results[0] == results[1]
 
 
+@needs("hydra_optuna_sweeper")
 def test_a_study_goes_on_past_a_failed_trial_and_continues_where_it_was(train, tmp_path):
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     study = [*SWEEP, "hydra/sweeper=optuna", "optimizer.lr=choice(0.1,1e12)"]
     study += ["schedule.p_L=interval(0.3,1.0)"]
     done = train(*study, "hydra.sweeper.n_trials=3")
@@ -40,13 +50,13 @@ def test_a_study_goes_on_past_a_failed_trial_and_continues_where_it_was(train, t
     assert f"best_value: {min(errors)}" in best
 
 
+@needs("hydra_submitit_launcher")
 @pytest.mark.parametrize(
     "tasks, start", [(1, "python train.py "), (2, "torchrun --nproc-per-node=2 train.py ")]
 )
 def test_runs_as_jobs_of_their_own_with_one_process_or_two(train, tmp_path, tasks, start):
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     launcher = ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={tasks}"]
-    done = train(*SWEEP, *launcher, "schedule.p_L=0.5", "trainer.device=cpu")
+    done = train(*SWEEP, *launcher, "schedule.p_L=0.5", "trainer.device=cpu", start=START)
     assert done.returncode == 0, done.stdout + done.stderr
     (run,) = run_folders(tmp_path).values()
     assert summary(run)["status"] == "completed"

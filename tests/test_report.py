@@ -6,9 +6,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,8 +14,9 @@ from rich.console import Console
 
 from sdnet.__main__ import main
 from sdnet.analysis.report import ReportError, write_report
+from tests import commands
+from tests.commands import Forked
 
-ROOT = Path(__file__).parents[1]
 T_975 = {1: 12.706205, 2: 4.302653}  # Student's t by degrees of freedom, from a table
 LINEAR = {"_target_": "sdnet.models.schedules.LinearDecay", "name": "linear_decay"}
 LINEAR |= {"p_L": 0.5, "p_0": 1.0, "rule": "paper"}
@@ -556,16 +554,16 @@ def test_figures_show_the_numbers_of_the_table(grid):
 
 
 def test_the_command(sweep, tmp_path):
-    command = [sys.executable, "-m", "sdnet"]
-    options = {"cwd": tmp_path, "capture_output": True, "text": True}
-    options["env"] = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    def command(*arguments):
+        process = Forked(tmp_path, {}, commands.module, "sdnet", *arguments)
+        return *process.communicate(timeout=60), process.returncode
+
     (sweep / "uniform-1" / "summary.json").write_text('{"status": "failed", "reason": "why"}')
-    done = subprocess.run([*command, "report", "sweep"], **options)
-    assert done.returncode == 0, done.stderr
-    assert "uniform-1: failed: why" in done.stdout and "7 runs in 3 rows" in done.stdout
+    out, err, status = command("report", "sweep")
+    assert status == 0, err
+    assert "uniform-1: failed: why" in out and "7 runs in 3 rows" in out
     assert (sweep / "report" / "report.csv").is_file() and (sweep / "report" / "p_L.pdf").is_file()
-    wrong = subprocess.run([*command, "report", "nowhere"], **options)
-    assert (wrong.returncode, wrong.stderr) == (1, "error: nowhere is not a folder\n")
+    assert command("report", "nowhere") == ("", "error: nowhere is not a folder\n", 1)
 
 
 def test_mistakes_and_nothing_to_report_exit_with_1(tmp_path, capsys):

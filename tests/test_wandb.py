@@ -1,13 +1,10 @@
 """What W&B's own tools make of ours, without a server."""
 
-import os
-import subprocess
-import sys
-
 import yaml
 from wandb.sdk.launch.sweeps import utils
 
-from tests.conftest import ROOT
+from sdnet.tracking import start_run
+from tests.commands import ROOT, Forked
 from tests.test_config import composed
 
 
@@ -29,22 +26,17 @@ def test_the_command_of_a_wandb_agent_is_a_configuration():
     assert spec["metric"] == {"name": "val_error", "goal": "minimize"}  # as the summary has it
 
 
-def test_under_an_agent_a_run_has_the_agents_id_and_resumed_pieces_are_marked(tmp_path):
-    code = """
-import sys
-from sdnet.tracking import start_run
-settings = {"project": "p", "entity": None, "group": "g", "tags": []}
-run = start_run(settings, "offline", sys.argv[1], "ours0000", True, job_type="train")
-print(run.id, run.resumed, run.sweep_id)
-run.finish()
-"""
+def start(folder, resumed):
+    settings = {"project": "p", "entity": None, "group": "g", "tags": []}
+    run = start_run(settings, "offline", folder, "ours0000", resumed, job_type="train")
+    print(run.id, run.settings.resume)
+    run.finish()
+
+
+def test_resumed_pieces_are_marked_and_under_an_agent_a_run_has_the_agents_id(tmp_path):
     agent = {"WANDB_SWEEP_ID": "sweep123", "WANDB_RUN_ID": "agent456"}
-    for variables, expected in (({}, "ours0000"), (agent, "agent456")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)],
-            cwd=ROOT,
-            env=os.environ | variables,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.split()[0] == expected, done.stderr
+    cases = (({}, False, "ours0000 None"), ({}, True, "ours0000 allow"), (agent, True, "agent456 "))
+    runs = [Forked(tmp_path, v, start, tmp_path, resumed) for v, resumed, _ in cases]
+    for process, (*_, expected) in zip(runs, cases, strict=True):
+        out, err = process.communicate(timeout=60)
+        assert out.startswith(expected), err

@@ -253,10 +253,15 @@ def joined(device: str) -> Iterator[World]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     world = World(rank, size, local_rank, store)
     left = threading.Event()
+    watch = threading.Thread(target=world._watch, args=(left,), daemon=True)
     if not world.is_main:
-        threading.Thread(target=world._watch, args=(left,), daemon=True).start()
+        watch.start()
     try:
         yield world
     finally:
         world._leave()
         left.set()
+        if not world.is_main:
+            # A thread that is inside torch, asking the store, when the interpreter ends aborts the
+            # process: Python then ends the thread, which C++ does not allow.
+            watch.join()

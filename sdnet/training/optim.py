@@ -54,7 +54,7 @@ class MultiStep(ConstantRate):
         self.gamma = gamma
 
     def factor(self, epoch: float, epochs: int) -> float:
-        # 0.55 * 20 is 11.000000000000002 in floating point, 0.6666667 * 90 is 60.000003
+        # 0.55 * 100 is 55.00000000000001 in floating point, 0.6666667 * 90 is 60.000003
         passed = sum(math.floor(epoch) >= m * epochs - 1e-3 for m in self.milestones)
         return self.gamma**passed
 

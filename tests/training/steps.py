@@ -1,9 +1,5 @@
-"""Twenty steps of training, alone or as one of several processes: `torchrun ... steps.py FOLDER`.
+"""Twenty steps of training, alone or as one of several processes."""
 
-Each process writes the networks it ends with to FOLDER/<rank>.pt.
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -51,11 +47,7 @@ def trained(granularity, update, norm, world):
 
 
 def main(folder):
-    torch.set_num_threads(1)
+    """What one of several processes does; it writes the networks it ends with to <rank>.pt."""
     with distributed.joined("cpu") as world:
         states = {" ".join(case): trained(*case, world) for case in CASES}
         torch.save(states, Path(folder) / f"{world.rank}.pt")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -136,6 +136,7 @@ def test_compiled_branches_go_with_other_settings(tmp_path, overrides, name, gra
     assert backend.graphs in graphs
 
 
+@pytest.mark.slow
 def test_inductor_computes_the_same():
     plain = ResNet(BasicBlock, (3,), (4,))
     model = copy.deepcopy(plain)

@@ -1,12 +1,10 @@
 """Several processes: the same training as one, in one run folder."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,10 @@ from torch.distributed import HashStore
 
 from sdnet.training import distributed
 from sdnet.training.distributed import ALONE, World
+from tests import commands
+from tests.commands import ROOT
 from tests.training import steps
 
-STEPS = Path(steps.__file__)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
@@ -24,10 +23,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 def ranks(tmp_path_factory):
     """What each of two gloo processes ended with, by case."""
     folder = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"PYTHONPATH": str(STEPS.parents[2])}
-    command = [*TORCHRUN, str(STEPS), str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    commands.run_two(ROOT, steps.main, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -43,9 +39,10 @@ def test_two_processes_end_alike_and_as_one_does(ranks, case):
             torch.testing.assert_close(first[name], alone[name], **tolerance)
 
 
+@pytest.mark.slow
 def test_the_command_is_stopped_and_resumed_in_one_folder(train_in, tmp_path):
     small = ["model.depth=8", "dataset.size=8", "wandb.mode=disabled", "trainer.device=cpu"]
-    process = train_in(tmp_path, *small, "trainer.epochs=12", background=True, start=TORCHRUN)
+    process = train_in(tmp_path, *small, "trainer.epochs=8", background=True, start=TORCHRUN)
     while process.poll() is None and not list(tmp_path.glob("outputs/*/*/metrics.csv")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
@@ -53,15 +50,16 @@ def test_the_command_is_stopped_and_resumed_in_one_folder(train_in, tmp_path):
     (run,) = tmp_path.glob("outputs/*/*")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "interrupted", err
-    assert 0 < summary["steps"] < 132
+    assert 0 < summary["steps"] < 88
     relative = str(run.relative_to(tmp_path))
     assert out.count(f"torchrun --nproc-per-node=2 train.py resume={relative}") == 1
 
-    done = train_in(tmp_path, f"resume={relative}", "wandb.mode=disabled", start=TORCHRUN)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test error    ") == 1 and (run / "figures" / "curves.png").is_file()
+    again = (f"resume={relative}", "wandb.mode=disabled")
+    (out, _), second = commands.run_two(tmp_path, commands.train, *again)
+    assert out.count("test error    ") == 1 and second == ("", "")
+    assert (run / "figures" / "curves.png").is_file()
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["status"] == "completed" and summary["steps"] == 132
+    assert summary["status"] == "completed" and summary["steps"] == 88
     assert summary["test_error"] < 30
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
     assert list(tmp_path.glob("outputs/*/*")) == [run]
@@ -91,3 +89,40 @@ def test_a_mistake_is_told_by_the_first_process_alone(train, tmp_path):
     assert [d.returncode for d in done] == [1, 1]
     assert "trainer.epochs must be" in done[0].stderr and done[1].stderr == done[1].stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+LEAVES = """
+import threading
+from datetime import timedelta
+from sdnet.training import distributed
+
+asked = distributed.World.has_ended
+
+def has_ended(world):
+    if threading.current_thread() is threading.main_thread():
+        return asked(world)
+    try:
+        world.store.wait(["never"], timedelta(seconds=0.3))  # the store is slow to answer
+    except RuntimeError:
+        return False
+
+distributed.World.has_ended, distributed.POLL_SECONDS = has_ended, 0.001
+with distributed.joined("cpu") as world:
+    world.meet()
+"""
+
+
+def test_a_process_that_asks_a_slow_store_at_the_end_does_not_abort():
+    together = commands.Together()
+    # A real interpreter, whose end is what counts.
+    second = subprocess.Popen(
+        [sys.executable, "-c", LEAVES],
+        cwd=ROOT,
+        env=commands.environment(**together.of(1)),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = commands.Forked(ROOT, together.of(0), exec, LEAVES, {})
+    assert first.communicate(timeout=60) == ("", "")
+    _, err = second.communicate(timeout=60)
+    assert (first.returncode, second.returncode) == (0, 0), err  # -6: aborted
