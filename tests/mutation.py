@@ -257,7 +257,7 @@ def _pytest(tree: str, arguments: list[str], log: str) -> None:
 
 
 def run_tests(tree: Path, arguments: list[str], limit: float) -> int:
-    """The exit status; 0 where nothing was noticed, below it where they hung for `limit` seconds."""
+    """The exit status: 0 where nothing was noticed, -9 where they did not end."""
     with tempfile.TemporaryDirectory() as folder:
         process = FORKED.Process(target=_pytest, args=(str(tree), arguments, f"{folder}/log"))
         process.start()

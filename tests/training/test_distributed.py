@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,21 +29,92 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", steps.CASES, ids=" ".join)
-def test_two_processes_end_alike_and_as_one_does(ranks, case):
+def test_two_processes_end_alike_and_as_is_written_down(ranks, case):
     first, second = (rank[" ".join(case)] for rank in ranks)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    if case[-1] == "group":  # with BatchNorm each process normalises by its own images
-        alone = steps.trained(*case, ALONE)
-        assert {t.dtype for name, t in alone.items() if name != "sums"} == {torch.float64}
-        for name in alone:
-            tolerance = {"rtol": 1e-6, "atol": 1e-6}
-            torch.testing.assert_close(first[name], alone[name], **tolerance)
+    expected = steps.trained_by_hand(*case)
+    assert first.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_what_is_said_by_one_process_is_heard_by_all(ranks):
+    same = {"sum": [3.0, 20.0], "agree": [1, 5], "broadcast": 7}
+    for rank, found in enumerate(ranks):
+        assert found["exchanged"] == same | {"came_second": rank == 1}
+
+
+SMALL = ["model.depth=8", "dataset.size=8", "wandb.mode=disabled", "trainer.device=cpu"]
+
+
+@pytest.mark.parametrize(
+    "rank, what, ends, status, reason",
+    [
+        (1, steps.raises, [1, 1], "failed", "on rank 1: ValueError: as planned"),
+        (0, steps.raises, [1, 0], "failed", "ValueError: as planned"),
+        (1, steps.is_killed, [1, -9], "interrupted", "another process of the run is gone"),
+    ],
+)
+def test_a_process_that_fails_ends_the_others_and_the_reason_is_on_record(
+    tmp_path, rank, what, ends, status, reason
+):
+    together = commands.Together()
+    processes = [
+        commands.Forked(tmp_path, together.of(r), steps.train_and_fail, rank, what, *SMALL)
+        for r in range(2)
+    ]
+    printed = [process.communicate(timeout=60) for process in processes]
+    (run,) = tmp_path.glob("outputs/*/*")
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == (status, reason)
+    assert [process.returncode for process in processes] == ends
+    (_, err), (out_2, err_2) = printed
+    assert f"{status}: {reason}" in err and "Traceback" not in err and out_2 == ""
+    assert ("resume=outputs/" in err) == (status == "interrupted")
+    if what is steps.raises:
+        assert "in raises" in (run / "train.log").read_text()  # the traceback, whoever had it
+    assert ("error on rank 1: ValueError: as planned" in err_2) == ("rank 1" in reason)
+
+
+def test_under_submitit_a_process_learns_its_rank_from_it(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+
+    class Exported:
+        def export(self, set_cuda_visible_devices, overwrite):
+            assert (set_cuda_visible_devices, overwrite) == (False, True)
+            for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+                monkeypatch.setenv(name, value)
+
+    tasks = SimpleNamespace(num_tasks=1)
+    helpers = SimpleNamespace(TorchDistributedEnvironment=Exported)
+    submitit = SimpleNamespace(JobEnvironment=lambda: tasks, helpers=helpers)
+    monkeypatch.setitem(sys.modules, "submitit", submitit)
+    ask = distributed.environment.__wrapped__
+    assert ask() == (0, 1, 0)
+    tasks.num_tasks = 8
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "torchrun knows better")
+    assert ask() == (0, 1, 0)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert ask() == (5, 8, 1)
+
+
+def test_a_process_knows_when_the_first_one_has_ended_or_is_gone():
+    world = World(rank=1, size=2, store=HashStore())
+    assert not world.has_ended() and world.error_elsewhere() is None
+    world.store.set(distributed.ERROR, json.dumps(["on rank 1: why", "trace"]))
+    assert world.error_elsewhere() == "on rank 1: why" and not world.has_ended()
+    world.store.set(distributed.ENDED, "1")
+    assert world.has_ended()
+    gone = World(rank=1, size=2, store=None)  # asking it raises
+    assert gone.has_ended() and gone.error_elsewhere() is None
+    assert ALONE.start() and ALONE.error_elsewhere() is None
 
 
 @pytest.mark.slow
 def test_the_command_is_stopped_and_resumed_in_one_folder(train_in, tmp_path):
-    small = ["model.depth=8", "dataset.size=8", "wandb.mode=disabled", "trainer.device=cpu"]
-    process = train_in(tmp_path, *small, "trainer.epochs=8", background=True, start=TORCHRUN)
+    process = train_in(tmp_path, *SMALL, "trainer.epochs=8", background=True, start=TORCHRUN)
     while process.poll() is None and not list(tmp_path.glob("outputs/*/*/metrics.csv")):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
