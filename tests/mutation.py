@@ -284,7 +284,7 @@ class Reach:
         self.measured = json.loads(cache.read_text())
 
     def _measure(self, test: str) -> tuple[float, dict[str, list[int]]]:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             tree = copy_tree(Path(folder) / "tree")
             settings = tree / ".coveragerc"
             settings.write_text(
@@ -387,7 +387,7 @@ def main() -> int:
     reach = Reach(sorted(str(t.relative_to(ROOT)) for t in ROOT.glob("tests/**/test_*.py")), 2)
     reasons = known_reasons()
     trees: Queue[Path] = Queue()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for i in range(arguments.workers):
             trees.put(copy_tree(Path(folder) / str(i)))
 
