@@ -214,13 +214,6 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         make(tmp_path / "run", "optimizer.lr=1e30").fit()
 
 
-def test_bf16_trains_and_keeps_float32_weights(tmp_path):
-    trainer = make(tmp_path / "run", "trainer.precision=bf16", "trainer.epochs=1")
-    trainer.fit()
-    assert trainer.run.rows()[0]["train_loss"] < 2.6
-    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
