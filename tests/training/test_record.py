@@ -361,7 +361,7 @@ def test_a_stop_or_a_save_that_is_asked_for_is_done_after_the_step(small, monkey
 
     def on_step(_, step=notes.on_step):
         step(trainer)
-        trainer.save_requested = trainer.counters.step == 2
+        trainer.save_requested |= trainer.counters.step == 2
         trainer.stop_requested = trainer.counters.step in (5, 9)
         trainer.stop_signal = 12
 

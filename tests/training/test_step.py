@@ -119,11 +119,16 @@ def open_rows(uniform, granularity):
     return uniform <= np.sort(uniform, axis=1)[:, count - 1 : count]
 
 
+def columns_of(values, sizes):
+    return np.split(values, np.cumsum(sizes)[:-1], axis=1)
+
+
 @pytest.mark.parametrize("granularity", ["batch", "sample", "subset"])
 def test_a_process_takes_its_share_of_images_and_gates_in_parts_and_moves_by_what_all_found(
     small, uniform, granularity
 ):
-    settings = [*SGD, "trainer.accumulate=2", f"model.granularity={granularity}", "seed=7"]
+    settings = [*SGD, "trainer.batch_size=9", "trainer.accumulate=2", "seed=7"]
+    settings += [f"model.granularity={granularity}"]
     trainer = small(*settings, world=Half(rank=1))
     assert trainer.run is None
     twin, model, world = BySGD(trainer), trainer.model.train(), trainer.world
@@ -132,22 +137,22 @@ def test_a_process_takes_its_share_of_images_and_gates_in_parts_and_moves_by_wha
         lambda _, x: seen.append((x[0], [b.gate for b in model.blocks]))
     )
     for step, (images, labels) in enumerate(trainer.loaders["train"].batches()):
-        size = 8 if step < 2 else 4
-        assert len(images) == size // 2
+        size, others, ours = (9, [2, 2], [3, 2]) if step < 2 else (2, [1], [1])
+        assert len(images) == sum(ours)
         trainer.train_step(images, labels)
         columns = uniform(7, step, (3, 1 if granularity == "batch" else size))
         if granularity == "batch":
-            gates, parts = columns[:, 0] < 0.5, images.split(2)
+            gates = columns[:, 0] < 0.5
             active += gates.sum()
-            dealt += [gates.tolist()] * len(parts)
+            dealt += [gates.tolist()] * len(ours)
         else:
-            gates = [open_rows(u, granularity) for u in np.split(columns, size // 2, axis=1)]
+            gates = [open_rows(u, granularity) for u in columns_of(columns, others + ours)]
             active += np.concatenate(gates, axis=1).mean(1).sum()
-            parts, gates = images.split(2), gates[len(gates) // 2 :]  # of the second process
+            gates = gates[len(others) :]
             dealt += gates
         twin.model.zero_grad()
         expected = torch.zeros(2, dtype=torch.float64)
-        for i, (part, own) in enumerate(zip(parts, labels.split(2), strict=True)):
+        for i, (part, own) in enumerate(zip(images.split(ours), labels.split(ours), strict=True)):
             set_gates(twin.model, gates if granularity == "batch" else gates[i])
             logits = twin.model(part)
             loss = F.cross_entropy(logits, own, reduction="sum")
@@ -164,12 +169,11 @@ def test_a_process_takes_its_share_of_images_and_gates_in_parts_and_moves_by_wha
         twin.sums += 2 * expected
         for name, p in model.named_parameters():
             torch.testing.assert_close(p, named[name], **near)
-    assert len(seen) == len(dealt) == 2 + 2 + 1
+    assert [len(part) for part, _ in seen] == [3, 2, 3, 2, 1]
     for (part, gates), expected in zip(seen, dealt, strict=True):
-        assert len(part) == 2
         for gate, wanted in zip(gates, expected, strict=True):
             if granularity == "subset":
-                assert gate.of == 2 and gate.rows.tolist() == wanted.nonzero()[0].tolist()
+                assert gate.of == len(part) and gate.rows.tolist() == wanted.nonzero()[0].tolist()
             else:
                 assert np.array_equal(gate, wanted)
     counters = trainer.counters
@@ -249,7 +253,7 @@ def test_bf16_is_what_the_network_computes_in_but_neither_its_weights_nor_its_lo
     trainer.model.register_forward_hook(lambda model, x, y: given[model.training].append(y))
     trainer.fit()
     assert len(given[True]) == 6 and len(given[False]) == 2 * 3
-    assert {y.dtype for y in sum(given.values(), [])} == {torch.bfloat16}
+    assert {y.dtype for y in given[True] + given[False]} == {torch.bfloat16}
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
     for epoch, row in enumerate(trainer.run.rows()):
         logits = torch.cat(given[True][3 * epoch : 3 * epoch + 3]).detach().double()
