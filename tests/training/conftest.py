@@ -37,9 +37,9 @@ def data():
 def small(tmp_path, monkeypatch, data):
     """Makes a trainer for two epochs of 8, 8 and 4 images; each block survives with 1/2."""
 
-    def make(*overrides, folder="run", world=ALONE):
+    def make(*overrides, folder="run", world=ALONE, at_data=lambda: None):
         config = deepcopy(_composed(*SMALL, *overrides))
-        monkeypatch.setattr(build, "build_data", lambda config: data)
+        monkeypatch.setattr(build, "build_data", lambda config: at_data() or data)
         run = RunFolder(tmp_path / folder)
         if not run.holds_run():
             run.create(config, {})

@@ -229,6 +229,7 @@ def test_rows_are_of_the_steps_since_the_last_one_and_of_the_time_they_took(
 def test_a_run_stopped_between_rows_goes_on_counting_where_it_was(small, monkeypatch):
     trainer = small("trainer.eval_unit=step", "trainer.eval_every=4", "schedule=linear_decay")
     clock = Clock(monkeypatch, trainer)
+    assert trainer.training_loss_and_error() == (0.0, 0.0)
     fresh = trainer.result()
     for name in ("seconds_per_epoch", "mean_active_blocks", "other_load", "final_test_error"):
         assert fresh[name] is None
