@@ -27,10 +27,10 @@ def _split(count, seed):
 
 @pytest.fixture
 def data():
-    """20 images for training, 6 for validation, 9 for test."""
+    """20 images for training, 6 for validation, 9 for test; of eleven classes one has no image."""
     normalization = Normalization(np.float32([100]), np.float32([50]))
     parts = _split(20, 0), _split(6, 1), _split(9, 2)
-    return Data(*parts, [str(label) for label in range(10)], normalization)
+    return Data(*parts, [str(label) for label in range(11)], normalization)
 
 
 @pytest.fixture

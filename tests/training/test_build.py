@@ -126,7 +126,7 @@ def test_a_trainer_is_given_what_was_built(small, data, tmp_path):
     assert type(trainer.model.schedule) is Uniform and trainer.gates.seed == 9
     assert type(trainer.lr_schedule) is optim.ConstantRate
     assert trainer.optimizer.param_groups[0]["lr"] == 0.3
-    assert (trainer.model.fc.out_features, trainer.model.conv1.in_channels) == (10, 1)
+    assert (trainer.model.fc.out_features, trainer.model.conv1.in_channels) == (11, 1)
     assert (trainer.steps_per_epoch, trainer.epochs, trainer.total_steps) == (3, 4, 12)
     assert trainer.device == torch.device("cpu") and trainer.listeners == ()
     assert sorted(trainer.loaders) == ["test", "train", "validation"]

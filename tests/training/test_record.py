@@ -203,6 +203,7 @@ def test_rows_are_of_the_steps_since_the_last_one_and_of_the_time_they_took(
     active = [(uniform(3, i, shape) < 0.4).mean(1).sum() for i, shape in enumerate(shapes)]
     rows = trainer.run.rows()
     assert [row["step"] for row in rows] == [2, 4, 6]
+    assert [row["lr"] for row in rows] == [0.1, 0.01, 0.01]
     # A step's data 1, forward 2 and listener 4; and a look at the loss, 8.
     assert [row["train_seconds"] for row in rows] == [22, 44, 66]
     # One batch of validation images and two of test images.
@@ -239,10 +240,11 @@ def test_a_run_stopped_between_rows_goes_on_counting_where_it_was(small, monkeyp
         trainer.fit()
     assert clock.checks == [3]
     result = trainer.result()
+    assert (result["epochs"], result["steps"]) == (2, 3)
     assert result["train_seconds"] == result["seconds_per_epoch"] == 3 * 3 + 8
     assert result["blocks"] == 3 and result["expected_active_blocks"] == pytest.approx(2.0)
     # Convolutions 9 (16 + 2 * 16^2 + 16 * 32 + 32^2 + 32 * 64 + 64^2), norms, and the classifier.
-    assert result["parameters"] == 9 * 8208 + 2 * (3 * 16 + 2 * 32 + 2 * 64) + 650
+    assert result["parameters"] == 9 * 8208 + 2 * (3 * 16 + 2 * 32 + 2 * 64) + 65 * 11
     resumed = small("trainer.eval_unit=step", "trainer.eval_every=4", "schedule=linear_decay")
     Clock(monkeypatch, resumed)
     resumed.resume()

@@ -155,6 +155,7 @@ def test_a_schedule_may_change_with_progress(tmp_path):
     seen = []
 
     def schedule(stage_blocks, progress=1.0):
+        assert stage_blocks == (1, 1, 1)
         seen.append(progress)
         return [1.0 - progress / 2] * 3
 
@@ -162,6 +163,7 @@ def test_a_schedule_may_change_with_progress(tmp_path):
     trainer.fit()
     assert seen == pytest.approx([step / 22 for step in range(22)])
     assert trainer.model.blocks[0].survival == pytest.approx(1 - 21 / 44)
+    assert trainer.result()["expected_active_blocks"] == 1.5  # at the end
 
 
 @pytest.mark.parametrize("granularity", ["batch", "sample"])
