@@ -1,3 +1,7 @@
+import hashlib
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -73,20 +77,50 @@ def test_subsets_have_exact_sizes_in_every_part_of_a_batch_and_each_row_the_same
     assert len({tuple(g.flatten().tolist()) for g in gates[:, 3]}) > 400  # of 35 * 20
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_gates_are_hashed_numbers_below_the_survival_of_the_moment(granularity):
+    model = gated_stack(granularity, [0.5] * 3)
+    sampler = GateSampler(model, seed=3)
+    for survival in ([0.5, 0.5, 0.5], [0.9, 0.25, 0.4], [0.1, 1.0, 0.6]):
+        set_survival(model, survival)
+        for step in (7, 8):
+            text = json.dumps([3, "gates", step]).encode()
+            key = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+            random = np.random.Generator(np.random.Philox(key=key))
+            uniform = random.random((3, 1 if granularity == "batch" else 8))
+            gates = sampler.draw(step, 8)
+            if granularity == "subset":
+                for gate, row, p in zip(gates, uniform, survival, strict=True):
+                    chosen = np.sort(row.argsort()[: max(1, round(8 * p))])
+                    assert gate.nonzero()[:, 0].tolist() == chosen.tolist()
+            else:
+                expected = uniform < np.array(survival)[:, None]
+                expected = expected[:, 0] if granularity == "batch" else expected
+                assert np.array_equal(gates, expected)
+
+
 def test_a_draw_follows_set_survival(assert_rate):
     model = gated_stack("batch")
     sampler = GateSampler(model, seed=0)
+    assert_rate(draws(sampler, 500).sum(0), 500, SURVIVAL)
     set_survival(model, SURVIVAL[::-1])
     assert [m.survival for m in model] == SURVIVAL[::-1]
     assert_rate(draws(sampler, 2000).sum(0), 2000, SURVIVAL[::-1])
 
 
 @pytest.mark.parametrize(
-    "survival", [[0.5] * 5, [0.5] * 7, [0.5] * 5 + [0.0], [0.5] * 5 + [1.1]], ids=str
+    ("survival", "message"),
+    [
+        ([0.5] * 5, "survival must hold 6 values, got 5"),
+        ([0.5] * 7, "survival must hold 6 values, got 7"),
+        ([0.5] * 5 + [0.0], "survival must be a number .* got 0.0"),
+        ([0.5] * 5 + [1.1], "survival must be a number .* got 1.1"),
+    ],
+    ids=str,
 )
-def test_set_survival_refuses_what_does_not_fit_by_name_and_changes_nothing(survival):
+def test_set_survival_refuses_what_does_not_fit_by_name_and_changes_nothing(survival, message):
     model = gated_stack("batch")
-    with pytest.raises(ValueError, match="survival"):
+    with pytest.raises(ValueError, match=message):
         set_survival(model, survival)
     assert [m.survival for m in model] == SURVIVAL
 

@@ -1,4 +1,3 @@
-from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 
@@ -177,12 +176,28 @@ def test_a_schedule_that_gives_more_probabilities_than_blocks_is_refused():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"shortcut": "projection"}, {"order": "pre"}, {"activation": "silu"}], ids=str
+    ("name", "value"),
+    [
+        ("shortcut", "projection"),
+        ("order", "pre"),
+        ("activation", "silu"),
+        ("granularity", "sample"),
+        ("rescale", "train"),
+    ],
 )
-def test_a_setting_of_a_block_partial_is_kept_or_refused_but_not_ignored(setting):
-    with suppress(ValueError):
-        net = ResNet(partial(BasicBlock, **setting), (1, 1), (4, 8))
-        assert repr(net.blocks[1]) == repr(BasicBlock(4, 8, 2, **setting))
+def test_a_setting_of_the_network_is_refused_in_a_block_partial(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be given to the network, not to its block"):
+        ResNet(partial(BasicBlock, **{name: value}), (1, 1), (4, 8))
+
+
+def test_a_block_partial_keeps_settings_of_its_own():
+    class Own(BasicBlock):
+        def __init__(self, *shape, factor, **options):
+            super().__init__(*shape, **options)
+            self.factor = factor
+
+    net = ResNet(partial(Own, factor=3), (1, 2), (4, 8), order="pre")
+    assert [(type(b), b.factor, b.order) for b in net.blocks] == [(Own, 3, "pre")] * 3
 
 
 @pytest.mark.parametrize(

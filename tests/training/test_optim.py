@@ -30,9 +30,35 @@ def test_cosine_and_constant_rates_and_their_warm_up():
     )
 
 
+def test_defaults_and_the_ends_of_what_is_allowed():
+    assert [MultiStep()(e, 100) for e in (49, 50, 74, 75)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert MultiStep((0.25,), 10.0, warmup_epochs=1, warmup_factor=1.0)(0, 4) == 1.0
+    assert [ConstantRate(1)(e, 4) for e in (0, 1)] == [0.1, 1.0]
+    assert Cosine(warmup_epochs=2)(2, 2) == 1.0  # nothing is left after the warm-up
+    # 0.6666667 * 90 is 60.000003: epoch 60 all the same, and not 59
+    assert [MultiStep([0.6666667])(e, 90) for e in (59.99, 60)] == pytest.approx([1, 0.1])
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"milestones": [5]}, {"gamma": 0}, {"warmup_epochs": 0.5}, {"warmup_factor": 0}],
+    [
+        {"milestones": [5]},
+        {"milestones": [0.5, 0]},
+        {"milestones": [0.5, 1.0]},
+        {"milestones": [0.5, True]},
+        {"milestones": {0.5: 1}},
+        {"gamma": 0},
+        {"gamma": math.inf},
+        {"gamma": True},
+        {"gamma": "0.1"},
+        {"warmup_epochs": 0.5},
+        {"warmup_epochs": -1},
+        {"warmup_epochs": True},
+        {"warmup_factor": 0},
+        {"warmup_factor": 1.01},
+        {"warmup_factor": True},
+    ],
+    ids=str,
 )
 def test_a_wrong_schedule_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
@@ -46,6 +72,17 @@ def test_the_rate_is_set_from_the_initial_one_even_after_a_reload():
     reloaded = torch.optim.SGD([parameter], lr=0.2)
     reloaded.load_state_dict(optimizer.state_dict())
     assert set_rate(reloaded, 1.0) == 0.2
+
+
+def test_each_group_has_its_own_initial_rate_and_the_first_ones_is_told():
+    first, second = (torch.nn.Parameter(torch.zeros(1)) for _ in "ab")
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": [second], "lr": 4.0}], lr=0.5)
+    for factor in (0.5, 0.25):
+        assert set_rate(optimizer, factor) == 0.5 * factor
+        assert [group["lr"] for group in optimizer.param_groups] == [0.5 * factor, 4.0 * factor]
+    second.grad = torch.ones(1)
+    zero_skipped(optimizer)
+    assert first.grad.tolist() == [0.0] and second.grad.tolist() == [1.0]
 
 
 @pytest.mark.parametrize("skipped_update", ["decay", "freeze"])
