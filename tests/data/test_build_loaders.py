@@ -56,7 +56,12 @@ def stream(tmp_path_factory):
     """A configuration, and the images it is about: all of different shapes, both ways."""
     root = tmp_path_factory.mktemp("stream")
     images = write(root, lambda i: (30 + 2 * i, 40 + i))
-    options = ("dataset.size=16", "dataset.resize=20", "dataset.scale=[0.3,0.6]", "dataset.validation=0.1")
+    options = (
+        "dataset.size=16",
+        "dataset.resize=20",
+        "dataset.scale=[0.3,0.6]",
+        "dataset.validation=0.1",
+    )
     return config_of("image_stream", root, *options), images
 
 
