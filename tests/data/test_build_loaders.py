@@ -238,17 +238,21 @@ def test_the_shares_of_the_processes_together_are_the_batches_of_one(memory, str
             each = [loaders_of(config, World(rank, ranks)) for rank in range(ranks)]
             for name, loader in alone.items():
                 assert {len(one[name]) for one in each} == {len(loader)}
-                for i in range(len(loader)):
-                    whole = list(loader.batches(1))[i]
-                    parts = []
-                    for rank, one in enumerate(each):
-                        n = len(whole[1])
-                        size = n * (rank + 1) // ranks - n * rank // ranks
-                        if size:  # a stream skips a batch of which it has no image
-                            parts.append(list(one[name].batches(1))[i])
-                            assert len(parts[-1][1]) == size
+                shares = []
+                for rank, one in enumerate(each):
+                    batches = list(one[name].batches(1))
+                    counts = [
+                        n * (rank + 1) // ranks - n * rank // ranks
+                        for n in sizes(loader.batches(1))
+                    ]
+                    if type(loader) is StreamingLoader:  # skips a batch of which it has no image
+                        counts = [n for n in counts if n]
+                    assert sizes(batches) == counts
+                    empty = (torch.empty(0, 3, *batches[0][0].shape[2:]), torch.empty(0))
+                    shares.append(batches + [empty] * (len(loader) - len(batches)))
+                for whole, *parts in zip(loader.batches(1), *shares, strict=True):
                     images, labels = zip(*parts, strict=True)
-                    assert torch.equal(torch.cat(labels), whole[1])
+                    assert torch.equal(torch.cat(labels).long(), whole[1])
                     # the sums of a batch's matrices are rounded as its size has it
                     torch.testing.assert_close(torch.cat(images), whole[0], rtol=0, atol=1e-6)
 
@@ -267,13 +271,14 @@ def test_the_memory_format_of_all_batches_is_the_trainers(memory, stream, channe
 @pytest.mark.parametrize("workers", [0, 1, None])
 def test_the_processes_that_read_are_set_up_as_the_trainer_says(stream, workers, monkeypatch):
     monkeypatch.setattr("sdnet.data.streaming.default_workers", lambda: 2)
+    monkeypatch.setattr("sdnet.data.streaming.BATCHES_AHEAD", 3)  # torch's own default is 2
     loaders = loaders_of(stream[0], trainer={"workers": workers})
     count = 2 if workers is None else workers
     for name, loader in loaders.items():
         reader = loader.reader
         assert reader.num_workers == count and reader.worker_init_fn is stand_apart
         assert reader.batch_size is None and reader.pin_memory is False
-        assert reader.prefetch_factor == (2 if count else None)
+        assert reader.prefetch_factor == (3 if count else None)
         # evaluation is seldom: its processes would lie idle
         assert reader.persistent_workers is (name == "train" and count > 0)
         if count:
