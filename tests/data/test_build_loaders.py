@@ -1,6 +1,7 @@
-"""What a run's loaders give: from a composed configuration to the numbers in a batch."""
+"""What a run starts from: from a composed configuration to the numbers in a batch."""
 
 import copy
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from sdnet import config as configs
-from sdnet.build import build_data, build_loaders, check_batches
+from sdnet.build import build_data, build_loaders, build_model, build_trainer, check_batches
 from sdnet.data.loader import Loader
 from sdnet.data.streaming import StreamingLoader, stand_apart
+from sdnet.models.resnet import resnet_cifar
 from sdnet.training.distributed import World
 from tests.data.keyed import philox, torch_seed
 from tests.test_config import composed
@@ -317,3 +319,31 @@ def test_each_part_of_a_mini_batch_has_two_images(accumulate, processes):
     )
     with pytest.raises(configs.ConfigError, match=message):
         check_batches({"trainer": trainer}, 10 * (least - 1), processes)
+
+
+def test_a_trainer_is_not_built_for_processes_that_have_too_few_images(monkeypatch):
+    config = composed("dataset.size=8", "trainer.batch_size=7", "trainer.device=cpu")
+    two = World(0, 2)
+    monkeypatch.setattr(World, "one_first", lambda self: nullcontext())  # no other one is there
+    config["trainer"]["accumulate"] = 2
+    message = "must be 8 or more for accumulate=2 and 2 process"
+    with pytest.raises(configs.ConfigError, match=message):
+        build_trainer(config, None, two)
+    config["trainer"] |= {"accumulate": 1, "batch_size": 4}
+    message = "batch_size=4 leaves 1 of 1293 training images .* too few for 2 processes"
+    with pytest.raises(configs.ConfigError, match=message):
+        build_trainer(config, None, two)
+
+
+def test_the_seed_alone_decides_what_a_network_starts_from():
+    def weights(seed):
+        torch.rand(1)  # the state of torch's own generator does not matter
+        config = composed(f"seed={seed}", "model.depth=8")
+        return torch.cat([p.flatten() for p in build_model(config, 10, 1).parameters()])
+
+    first, again, other = weights(7), weights(7), weights(8)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    with torch.random.fork_rng():
+        torch_seed(7, "init")
+        network = resnet_cifar(8, in_channels=1)
+    assert torch.equal(first, torch.cat([p.flatten() for p in network.parameters()]))

@@ -114,12 +114,17 @@ def test_pil_reads_a_jpeg_that_the_other_decoder_cannot(tmp_path, monkeypatch):
     path = tmp_path / "a.jpg"
     Image.fromarray(noise()).save(path)
 
+    asked = []
+
     def fail(data, mode):
-        assert (data, mode) == (path.read_bytes(), "RGB")
+        asked.append((data, mode))
         raise RuntimeError
 
     monkeypatch.setattr("torchcodec.decoders.decode_jpeg", fail)
     assert (READERS["read_tensor"](path) == np.asarray(Image.open(path))).all()
+    assert asked == [(path.read_bytes(), "RGB")]
+    Image.fromarray(noise()).save(path, "PNG")  # whatever its name
+    assert (READERS["read_tensor"](path) == noise()).all() and len(asked) == 1
 
 
 def test_both_kinds_of_folders_hold_the_same_upright_images(tmp_path):
