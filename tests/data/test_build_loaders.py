@@ -347,3 +347,6 @@ def test_the_seed_alone_decides_what_a_network_starts_from():
         torch_seed(7, "init")
         network = resnet_cifar(8, in_channels=1)
     assert torch.equal(first, torch.cat([p.flatten() for p in network.parameters()]))
+    for classes, channels in ((7, 3), (10, 1)):
+        network = build_model(composed("model.depth=8"), classes, channels)
+        assert network.fc.out_features == classes and network.conv1.in_channels == channels
