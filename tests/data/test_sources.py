@@ -1,8 +1,13 @@
 import os
 import pickle
+import re
+import shutil
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -21,15 +26,32 @@ def test_digits_have_a_fixed_stratified_test_part_of_real_images():
     assert (sources.digits().test[:] == source.test[:]).all()
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_digits_are_what_scikit_learn_loads_and_splits(moved, monkeypatch):
+def test_digits_are_enlarged_bilinearly():
+    images = np.round(load_digits().images * (255 / 16))
+    for size in (8, 13, 16):
+        source = sources.digits(size)
+        for part in (source.train, source.test):
+            grey = torch.from_numpy(images[part.indices])[:, None]
+            expected = torch.nn.functional.interpolate(grey, (size, size), mode="bilinear")
+            assert np.abs(part[:][..., 0] - expected[:, 0].numpy()).max() <= 1  # rounded twice
+    assert sources.digits().test.shape == (16, 16, 1)
+    for wrong in (7, 8.0, "8", None):
+        with pytest.raises(ValueError, match=f"^size must be .* 8 or more, got {wrong!r}"):
+            sources.digits(wrong)
+
+
+@pytest.mark.parametrize("moved", [None, "no package", "no file"])
+def test_digits_are_what_scikit_learn_loads_and_splits(moved, monkeypatch, tmp_path):
     if moved:  # the file is not where it was
-        monkeypatch.setattr(sources, "find_spec", lambda name: None)
+        spec = ModuleSpec("sklearn", None, origin=str(tmp_path / "__init__.py"))
+        found = {"no package": None, "no file": spec}[moved]
+        monkeypatch.setattr(sources, "find_spec", lambda name: found)
     bunch = load_digits()
     rows = train_test_split(np.arange(1797), test_size=0.2, stratify=bunch.target, random_state=0)
     source = sources.digits(size=8)
     for part, expected in zip((source.train, source.test), rows, strict=True):
         assert (part.indices == expected).all() and (part.labels == bunch.target[expected]).all()
+        assert part.labels.dtype == np.int64 and part.images.dtype == np.uint8
         assert (part[:][..., 0] == np.round(bunch.images[expected] * (255 / 16))).all()
     assert source.classes == [str(name) for name in bunch.target_names]
 
@@ -58,14 +80,50 @@ def test_image_folder_reads_nested_folders_in_order(folder):
     assert source.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_one_held_out_folder_is_the_test_set_and_of_two_val_validates(folder):
-    alone = sources.image_folder(str(folder))
+@pytest.mark.parametrize("kind", [sources.image_folder, sources.image_stream])
+def test_one_held_out_folder_is_the_test_set_and_of_two_val_validates(folder, kind):
+    def holds(split, name):
+        rows = range(len(split))
+        if isinstance(split, sources.Files):
+            return {Path(split.path(row)).relative_to(folder).parts[0] for row in rows} == {name}
+        values = {"train": {0, 1, 2, 10, 11, 12}, "val": {0, 10}, "test": {77}}
+        return set(split[:].flat) == values[name]
+
+    alone = kind(str(folder))
     assert alone.validation is None and alone.test.labels.tolist() == [0, 1]
+    assert holds(alone.test, "val") and holds(alone.train, "train") and alone.parts == [6]
     for name in ("ant", "bee"):
         save(folder / "test" / name / "x.png", np.full((4, 6, 3), 77, np.uint8))
-    both = sources.image_folder(str(folder))
-    assert (both.test[:] == 77).all()
-    assert (both.validation[:] == alone.test[:]).all()
+    both = kind(str(folder))
+    assert holds(both.test, "test") and holds(both.validation, "val") and holds(both.train, "train")
+    assert both.validation.labels.tolist() == both.test.labels.tolist() == [0, 1]
+    shutil.rmtree(folder / "val")
+    other = kind(str(folder))
+    assert other.validation is None and holds(other.test, "test")
+
+
+@pytest.mark.parametrize("kind", [sources.image_folder, sources.image_stream])
+def test_only_images_below_the_folders_of_classes_count(folder, kind, monkeypatch):
+    pixels = np.full((4, 6, 3), 50, np.uint8)
+    save(folder / "train" / ".hidden" / "x.png", pixels)
+    save(folder / "val" / ".hidden" / "x.png", pixels)
+    save(folder / "train" / "loose.png", pixels)
+    (folder / "train" / "ant" / "notes.txt").write_text("no image")
+    name = os.fsdecode(b"zz\xff.png")  # no text, and yet a name
+    save(folder / "train" / "ant" / name, pixels)
+    monkeypatch.setenv("HOME", str(folder.parent))
+    source = kind(f"~/{folder.name}")
+    assert source.classes == ["ant", "bee"]
+    assert source.train.labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    if kind is sources.image_folder:
+        assert source.train[:][:, 0, 0, 0].tolist() == [50, 0, 1, 2, 10, 11, 12]
+    else:
+        assert source.train.names.dtype.kind == "S"  # bytes: text would be four times as large
+        paths = [source.train.path(row) for row in range(7)]
+        assert paths[0] == str(folder / "train" / "ant" / name) and all(map(os.path.exists, paths))
+        part = source.train.subset(np.array([0, 6]))
+        assert [part.path(0), part.path(1)] == [paths[0], paths[6]] and len(part) == 2
+        assert part.labels.tolist() == [0, 1] and part.reading is source.train.reading
 
 
 def test_every_mode_becomes_rgb(folder):
@@ -82,22 +140,126 @@ def test_every_mode_becomes_rgb(folder):
     np.testing.assert_array_equal(images[3][..., 0], ramp)  # 16 bits: not clipped at 255
 
 
-def test_images_of_different_sizes_need_a_size_and_are_then_cropped(folder):
-    save(folder / "train" / "bee" / "other.png", np.full((9, 5, 3), 50, np.uint8))
-    with pytest.raises(ValueError, match=r"size must be given.*other\.png is 5x9"):
+def test_images_of_different_sizes_need_a_size(folder):
+    first = folder / "train" / "ant" / "sub0" / "0.png"
+    other = folder / "train" / "bee" / "other.png"
+    save(other, np.full((9, 5, 3), 50, np.uint8))
+    message = f"size must be given, since the images differ: {other} is 5x9, {first} is 6x4"
+    with pytest.raises(ValueError, match=re.escape(message) + "$"):
         sources.image_folder(str(folder))
     assert sources.image_folder(str(folder), size=4).train[:].shape == (7, 4, 4, 3)
 
 
+@pytest.mark.parametrize("height, width", [(20, 36), (36, 20), (5, 9)])
+def test_a_size_takes_the_centre_and_resizes_it_smoothly(folder, height, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    save(folder / "train" / "ant" / "a.png", pixels)
+    got = sources.image_folder(str(folder), size=10).train[0:1][0]
+    edge = min(height, width)
+    top, left = (height - edge) // 2, (width - edge) // 2
+    centre = torch.from_numpy(pixels[top : top + edge, left : left + edge].astype(np.float32))
+    expected = torch.nn.functional.interpolate(
+        centre.permute(2, 0, 1)[None], (10, 10), mode="bilinear", antialias=True
+    )
+    differences = np.abs(got - expected[0].permute(1, 2, 0).numpy())
+    assert differences[1:-1, 1:-1].max() <= 1.01  # rounded twice; the edges see what lies beyond
+
+
+def stays(path):
+    """Sets the time of modification, so that the time alone does not tell that a file changed."""
+    os.utime(path, ns=(10**18, 10**18))
+
+
 def test_the_cache_is_used_until_a_file_changes(folder, monkeypatch):
-    first = sources.image_folder(str(folder)).train[:]
-    file = folder / "train" / "ant" / "sub0" / "0.png"
+    files = sorted((folder / "train" / "ant").rglob("*.png"))
+    for i, file in enumerate(files):  # all of one length, whatever their pixels
+        save(file, np.full((4, 6, 3), i, np.uint8), format="PPM")
+        stays(file)
+    contents = [file.read_bytes() for file in files]
+
+    def values(**options):
+        return sources.image_folder(str(folder), **options).train[:3][:, 0, 0, 0].tolist()
+
+    def cached():
+        with monkeypatch.context() as patch:
+            patch.setattr(sources, "_read_image", None)  # decoding anything would fail
+            return values()
+
+    assert values() == cached() == [0, 1, 2]
+    (cache,) = (folder / ".cache").iterdir()  # nothing beside it
+    assert cache.suffix == ".npy" and np.load(cache).shape == (8, 4, 6, 3)
+    with pytest.raises(TypeError):  # the check above would notice
+        monkeypatch.setattr(sources, "_read_image", None)
+        values(size=4)
+    monkeypatch.undo()
+    # another size of image
+    assert [sources.image_folder(str(folder), size=n).train.shape for n in (4, 3)] == [
+        (4, 4, 3),
+        (3, 3, 3),
+    ]
+    assert cached() == [0, 1, 2]
+    # another name: the first becomes the last
+    files[0].parent.rename(files[0].parents[1] / "sub3")
+    assert values() == cached() == [1, 2, 0]
+    # another time, later by a billionth of a second
+    files[1].write_bytes(contents[0])
+    os.utime(files[1], ns=(10**18, 10**18 + 1))
+    assert values() == cached() == [0, 2, 0]
+    # another length of a file
+    files[2].write_bytes(contents[0] + b" ")
+    stays(files[2])
+    assert values() == cached() == [0, 0, 0]
+
+
+def test_a_cache_that_was_never_filled_is_made_again(folder):
+    sources.image_folder(str(folder))
+    (cache,) = (folder / ".cache").iterdir()
+    whole = cache.read_bytes()
+    cache.write_bytes(b"")
+    assert sources.image_folder(str(folder)).train[:][5, 0, 0, 0] == 12
+    assert cache.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_gets_no_cache(folder, caplog, monkeypatch):
+    def fails_half_way(file, pixels):
+        file.write(b"half")
+        raise OSError("no space left")
+
     with monkeypatch.context() as patch:
-        patch.setattr(sources, "_read_image", None)  # decoding anything would fail
-        assert (sources.image_folder(str(folder)).train[:] == first).all()
-    save(file, np.full((4, 6, 3), 99, np.uint8))
-    os.utime(file, ns=(1, 1))
-    assert sources.image_folder(str(folder)).train[:][0, 0, 0, 0] == 99
+        patch.setattr(np, "save", fails_half_way)
+        assert sources.image_folder(str(folder)).train[:][5, 0, 0, 0] == 12
+    assert "the decoded images are not cached: no space left" in caplog.text
+    assert list((folder / ".cache").iterdir()) == []
+    (folder / ".cache").rmdir()
+    (folder / ".cache").write_text("a file")
+    assert sources.image_folder(str(folder)).train[:][5, 0, 0, 0] == 12
+    assert (folder / ".cache").read_text() == "a file"
+
+
+def test_images_have_to_leave_a_third_of_the_memory(folder, monkeypatch):
+    def has(pages, page=3):
+        numbers = {"SC_PAGE_SIZE": page, "SC_PHYS_PAGES": pages}
+        monkeypatch.setattr(os, "sysconf", numbers.__getitem__)
+
+    has(287)  # 861 bytes, and 8 images of 72 need 1.5 times 576
+    with pytest.raises(ValueError, match=r"^root holds 8 images that need 0\.0 GB of"):
+        sources.image_folder(str(folder))
+    assert not (folder / ".cache").exists()
+    has(288)
+    sources.image_folder(str(folder))
+    size = next((folder / ".cache").iterdir()).stat().st_size
+    has(size // 2, page=3)  # exactly enough for what the cache holds
+    assert len(sources.image_folder(str(folder)).train) == 6
+    has(size // 2 - 1, page=3)
+    with pytest.raises(ValueError, match=r"^root holds 8 images that need 0\.0 GB of"):
+        sources.image_folder(str(folder))
+    has(699_999, page=4096)
+    message = (
+        "root holds 7 images that need 2.0 GB of memory; this machine has 2.9 GB: choose a smaller "
+        "size, or dataset=image_stream, which reads them from the disk again and again"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        sources._check_memory(7, 2_000_000_000)
 
 
 def test_decoding_in_processes_equals_decoding_in_one(folder):
@@ -106,6 +268,7 @@ def test_decoding_in_processes_equals_decoding_in_one(folder):
     files = sorted((folder / "train").rglob("*.png"))
     one, two = (sources._decode_files(files, None, workers) for workers in (1, 2))
     assert (one == two).all()
+    assert (one == np.stack([np.asarray(Image.open(file)) for file in files])).all()
 
 
 @pytest.mark.parametrize(
@@ -114,14 +277,15 @@ def test_decoding_in_processes_equals_decoding_in_one(folder):
         (lambda f: (f / "train/bee/sub0/0.png").write_bytes(b"x"), r"cannot be read: .*0\.png"),
         (lambda f: (f / "train/cat").mkdir(), r"class without images in train/.*cat"),
         (lambda f: (f / "val/cat").mkdir(), r"classes in val/ that train/ has not: \['cat'\]"),
-        (lambda f: (f / "val").rename(f / "valid"), "test/ or val/"),
-        (lambda f: (f / "train").rename(f / "training"), "must hold a folder train/"),
-        (lambda f: (f / "val/bee").rename(f / "val/.bee"), r"missing: \['bee'\]"),
+        (lambda f: (f / "val").rename(f / "valid"), "must hold a folder test/ or val/ beside"),
+        (lambda f: (f / "train").rename(f / "training"), "must hold a folder train/ with"),
+        (lambda f: (f / "val/bee").rename(f / "val/.bee"), r"in val/, missing: \['bee'\]"),
+        (lambda f: [shutil.rmtree(d) for d in f.glob("*/*")], r"per class in train/, it has none"),
     ],
 )
 def test_a_broken_folder_is_one_clear_error(folder, break_it, message):
     break_it(folder)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^root .*{message}"):
         sources.image_folder(str(folder))
 
 
@@ -153,17 +317,37 @@ def test_cifar_is_read_from_torchvisions_files(tmp_path, monkeypatch, name, key,
     monkeypatch.setattr(kind, "meta", kind.meta | {"md5": None})
 
     source = getattr(sources, name)(str(tmp_path), download=False)
-    assert source.classes == names
-    assert source.test.labels.tolist() == list(range(classes))
-    # the file holds each image as (3, 32, 32) in planes; here it is (32, 32, 3)
-    last = pickle.loads((base / lists["test_list"][-1][0]).read_bytes())["data"][-1]
-    np.testing.assert_array_equal(
-        source.test.images[-1], last.reshape(3, 32, 32).transpose(1, 2, 0)
-    )
+    assert source.classes == names and source.parts == [len(source.train)]
+    for part, files in ((source.train, kind.train_list), (source.test, kind.test_list)):
+        # a file holds each image as (3, 32, 32) in planes; here it is (32, 32, 3)
+        contents = [pickle.loads((base / file).read_bytes())["data"] for file, _ in files]
+        planes = np.concatenate(contents).reshape(-1, 3, 32, 32)
+        np.testing.assert_array_equal(part[:], planes.transpose(0, 2, 3, 1))
+        assert part.labels.tolist() == [*range(classes)] * len(files)
+        assert part.labels.dtype == np.int64 and part[:].dtype == np.uint8
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])
+def test_what_is_downloaded_is_what_the_setting_says(tmp_path, monkeypatch, name):
+    asked = []
+
+    def refuse(root, **options):
+        asked.append((root, options.get("train", options.get("split")), options["download"]))
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(f"torchvision.datasets.{name.upper()}", refuse)
+    first = "test" if name == "svhn" else True
+    for options, download in (({}, True), ({"download": True}, True), ({"download": False}, False)):
+        message = (
+            rf"^root '.*' does not hold {name.upper()}, and it could not .*\(no network\); put"
+        )
+        with pytest.raises(ValueError, match=message):
+            getattr(sources, name)(str(tmp_path), **options)
+        assert asked.pop() == (str(tmp_path), first, download) and not asked
 
 
 def test_missing_cifar_without_download_names_the_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"root .* does not hold CIFAR10"):
+    with pytest.raises(ValueError, match=r"root .* does not hold CIFAR10, .*; put the archive "):
         sources.cifar10(str(tmp_path), download=False)
 
 
@@ -196,8 +380,21 @@ def test_svhn_joins_train_and_extra_in_this_order(svhn_folder):
     assert source.train[:][7, 0, 31].tolist() == [255, 254, 253]
     expected = [*(np.arange(1, 41) % 10), *(np.arange(1, 1031) % 10)]
     assert source.train.labels.tolist() == expected and source.train.labels.dtype == np.int64
+    assert source.test.labels.tolist() == [*(np.arange(1, 51) % 10)]
+    assert source.test.labels.dtype == np.int64
     assert source.train.images.flags.c_contiguous
     assert {file.suffix for file in folder.iterdir()} == {".mat"}  # nothing is left behind
+
+
+def test_svhns_temporary_files_lie_beside_it_if_possible(svhn_folder, monkeypatch):
+    folder, pixels = svhn_folder
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "nowhere"))
+    source = sources.svhn(f"~/{folder.name}", download=False)
+    np.testing.assert_array_equal(source.test[:], pixels["test"])
+    monkeypatch.setattr(os, "access", lambda *_: False)  # a folder that is shared, read-only
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        sources.svhn(str(folder), download=False)
 
 
 def test_missing_svhn_without_download_names_the_folder_and_the_files(tmp_path):

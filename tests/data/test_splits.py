@@ -1,9 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 
-from sdnet import rng
 from sdnet.data.sources import Source, Split
 from sdnet.data.splits import Normalization, prepare
+from tests.data.keyed import philox
 
 
 def make_source(n=200, classes=4, **parts):
@@ -14,11 +16,14 @@ def make_source(n=200, classes=4, **parts):
     return Source(train, Split(images[:7], train.labels[:7]), list("abcd")[:classes], **parts)
 
 
-@pytest.mark.parametrize("validation, count", [(50, 50), (0.1, 20), (50.0, 50)])
+@pytest.mark.parametrize(
+    "validation, count",
+    [(50, 50), (0.1, 20), (50.0, 50), (1, 1), (1.0, 1), (0.088, 18), (150, 150)],
+)
 def test_the_split_takes_the_first_of_a_keyed_permutation(validation, count):
     source = make_source()
     data = prepare(source, validation, "channel", seed=3)
-    order = rng.generator(3, "split").permutation(200).tolist()
+    order = philox(3, "split").permutation(200).tolist()
     chosen = {i for i in range(200) if order.index(i) < count}
     assert set(data.validation[:][:, 0, 0, 0].tolist()) == chosen
     assert set(data.train[:][:, 0, 0, 0].tolist()) == set(range(200)) - chosen
@@ -31,7 +36,13 @@ def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept():
     source = make_source(validation=part)
     assert prepare(source, 0.1, "channel", 0).validation is part
     assert len(prepare(source, 0.1, "channel", 0).train) == 200
-    assert prepare(source, 0, "channel", 0).validation is None
+    assert prepare(source, [3], "channel", 0).validation is part
+    for none in (0, 0.0):
+        assert prepare(source, none, "channel", 0).validation is None
+        data = prepare(make_source(), none, "channel", 0)
+        assert data.validation is None and len(data.train) == 200
+    data = prepare(source, 50, "channel", 0)
+    assert data.test is source.test and data.classes == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(
@@ -44,8 +55,14 @@ def test_a_split_that_cannot_be_is_refused_by_name(validation):
 
 def test_a_split_that_empties_a_class_is_refused():
     source = make_source(n=8)
-    with pytest.raises(ValueError, match=r"validation=7 leaves no training image of"):
+    left = philox(0, "split").permutation(8)[-1] % 4
+    names = [name for name in "abcd" if name != "abcd"[left]]
+    message = f"validation=7 leaves no training image of {names}: 8 images are too few"
+    with pytest.raises(ValueError, match=re.escape(message)):
         prepare(source, 7, "channel", 0)
+    part = make_source().test  # without one: 0 to 2 and 3 to 6
+    with pytest.raises(ValueError, match=r"leaves no training image of \['d'\]: 3 images"):
+        prepare(Source(part.subset(np.arange(3)), part, list("abcd")), 0, "channel", 0)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +130,48 @@ def test_channel_normalization_is_one_number_per_channel():
         assert fitted.std[c] == pytest.approx(values.std(), rel=1e-6)
 
 
+@pytest.mark.parametrize("n", [2, 255, 256, 257, 600])  # a block is of 256
+def test_statistics_are_exact_whatever_the_number_of_images(n):
+    random = np.random.default_rng(n)
+    images = random.integers(0, 256, (n, 2, 3, 3), dtype=np.uint8)
+    images[:, 0, 0] = 255  # the largest sums
+    subset = Split(np.concatenate([images[:1] // 2, images]), np.arange(n + 1)).subset(
+        np.arange(1, n + 1)
+    )
+    values = images.astype(np.float64)
+    mean = values.sum((0, 1, 2)) / (6 * n)
+    std = np.sqrt(((values - mean) ** 2).sum((0, 1, 2)) / (6 * n))
+    mean_image = values.sum(0) / n
+    one_std = np.sqrt(((values - mean_image) ** 2).sum() / (18 * n))
+    for given in (images, subset):
+        channel, pixel = (Normalization.fit(given, kind) for kind in ("channel", "pixel"))
+        for got, expected in (
+            (channel.mean, mean),
+            (channel.std, std),
+            (pixel.mean, mean_image),
+            (pixel.std, one_std),
+        ):
+            assert got.dtype == np.float32 and got.shape == expected.shape
+            np.testing.assert_allclose(got, expected, rtol=2e-7)
+
+
+def test_imagenets_statistics_are_those_of_its_networks_for_three_channels_alone():
+    fitted = Normalization.fit(np.zeros((2, 4, 4, 3), np.uint8), "imagenet")
+    np.testing.assert_allclose(fitted.mean, [123.675, 116.28, 103.53], rtol=1e-6)
+    np.testing.assert_allclose(fitted.std, [58.395, 57.12, 57.375], rtol=1e-6)
+    assert fitted.mean.dtype == fitted.std.dtype == np.float32
+    for channels in (1, 4):
+        message = f"normalization imagenet is for 3 channels, these have {channels}"
+        with pytest.raises(ValueError, match=message):
+            Normalization.fit(np.zeros((2, 3, 3, channels), np.uint8), "imagenet")
+
+
 def test_a_constant_channel_does_not_divide_by_zero():
     assert Normalization.fit(np.full((4, 2, 2, 1), 9, np.uint8), "channel").std.tolist() == [1.0]
+    assert Normalization.fit(np.full((4, 2, 2, 1), 9, np.uint8), "pixel").std.tolist() == 1.0
+    images = np.full((4, 2, 2, 2), 9, np.uint8)
+    images[:2, :, :, 1] = 8  # nearly constant
+    assert Normalization.fit(images, "channel").std.tolist() == [1.0, 0.5]
     with pytest.raises(ValueError, match="must be one of pixel, channel, imagenet, got 'x'"):
         Normalization.fit(np.zeros((4, 2, 2, 1), np.uint8), "x")
 

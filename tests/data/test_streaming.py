@@ -1,4 +1,9 @@
 import os
+import re
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -9,7 +14,14 @@ from torchvision.transforms.v2 import functional as TF
 
 from sdnet.data.sources import image_stream
 from sdnet.data.splits import Normalization, prepare
-from sdnet.data.streaming import LIGHTING, StreamingLoader, color_map
+from sdnet.data.streaming import (
+    BATCHES_AHEAD,
+    LIGHTING,
+    Reading,
+    StreamingLoader,
+    color_map,
+    default_workers,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +40,10 @@ def folder(tmp_path_factory):
     return root
 
 
-def loader(folder, seed=0, batch_size=8, workers=0, part="train", **options):
-    source = image_stream(str(folder), size=16, resize=20)
+def loader(
+    folder, seed=0, batch_size=8, workers=0, part="train", color=0.4, lighting=0.1, **options
+):
+    source = image_stream(str(folder), size=16, resize=20, color=color, lighting=lighting)
     split = getattr(source, part)
     normalization = Normalization.fit(split, "imagenet")
     options |= {"seed": seed, "flip": True, "workers": workers}
@@ -52,13 +66,30 @@ def test_an_epoch_depends_neither_on_workers_nor_processes_nor_where_it_is_resum
 
 
 def test_an_image_is_cropped_anew_in_each_epoch_whatever_its_batch(folder):
-    epochs = [list(loader(folder).batches(epoch)) for epoch in range(2)]
-    assert not torch.equal(epochs[0][0][1], epochs[1][0][1])  # another order
-    small = loader(folder, batch_size=3).batches(0)
-    images, others = (torch.cat([x for x, _ in batches]) for batches in (epochs[0], small))
-    assert torch.equal(images, others)
-    assert images.shape == (22, 3, 16, 16) and images.dtype == torch.float32
-    assert images.is_contiguous(memory_format=torch.channels_last)
+    def by_row(epoch, **options):
+        """The images in the order of the split."""
+        batches = loader(folder, **options)
+        order = np.concatenate([rows for _, rows in batches.rows(epoch, 0)])
+        images = torch.cat([images for images, _ in batches.batches(epoch)])
+        return order.tolist(), images[np.argsort(order)]
+
+    (order, first), (other_order, second) = (by_row(i, color=0, lighting=0) for i in range(2))
+    assert order != other_order and first.shape == (22, 3, 16, 16)
+    assert ((first - second).abs().amax((1, 2, 3)) > 0.1).all()
+    _, small = by_row(0, color=0, lighting=0, batch_size=3)
+    torch.testing.assert_close(first, small, rtol=0, atol=1e-6)
+
+
+def test_evaluation_reads_every_mode_as_pil_does(folder):
+    images, labels = next(iter(loader(folder, seed=None, batch_size=22)))
+    assert labels.tolist() == [0] * 11 + [1] * 11
+    files = [*sorted((folder / "train/a").iterdir()), *sorted((folder / "train/b").iterdir())]
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    for image, file in zip(images, files, strict=True):
+        pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
+        pixels = TF.center_crop(TF.resize(pixels, [20]), [16, 16]) / 255
+        # decoders of JPEG files may differ by a value or two
+        assert (image - (pixels - mean) / std).abs().max() < 2.5 / 255 / 0.224
 
 
 def test_evaluation_resizes_the_shorter_side_and_crops_the_centre(folder):
@@ -108,8 +139,36 @@ def test_crops_cover_the_share_of_the_area_that_is_asked_for(folder):
 def test_workers_are_out_of_reach_of_signals_to_the_process_group(folder):
     batches = loader(folder, workers=1).batches()
     next(batches)
-    groups = {os.getpgid(child.pid) for child in psutil.Process().children()}
-    assert groups and os.getpgrp() not in groups
+    workers = [child.pid for child in psutil.Process().children()]
+    assert workers and os.getpgrp() not in map(os.getpgid, workers)
+    assert all(os.getsid(pid) == pid for pid in workers)  # not of the terminal either
+    for pid in workers if sys.platform == "linux" else ():
+        status = Path(f"/proc/{pid}/status").read_text()
+        mask = int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16)
+        ignored = {s for s in signal.Signals if mask >> s - 1 & 1}
+        assert {signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2} <= ignored
+        assert not {signal.SIGTERM, signal.SIGCHLD} & ignored  # by which they are ended
+
+
+def test_workers_are_as_many_as_the_cores_of_this_process_but_not_more_than_eight(monkeypatch):
+    def workers(cores, mine=None, processes=None):
+        monkeypatch.setattr(os, "cpu_count", lambda: cores)
+        if mine is None:  # not on every system
+            monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+        else:
+            monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(mine)), raising=False)
+        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        if processes is not None:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        return default_workers()
+
+    assert [workers(cores) for cores in (1, 6, 8, 9, 64)] == [1, 6, 8, 8, 8]
+    assert [workers(cores, cores) for cores in (1, 6, 64)] == [1, 6, 8]
+    assert [workers(64, mine) for mine in (1, 3, 12, 63)] == [1, 3, 8, 8]
+    assert workers(64, 6, processes=4) == 6  # which are its own already
+    assert [workers(12, 12, n) for n in (1, 4, 5, 12, 24)] == [8, 3, 2, 1, 1]
+    assert workers(64, processes=16) == 4
+    assert BATCHES_AHEAD == 2
 
 
 def test_an_unreadable_image_is_named_by_the_process_that_trains(folder, tmp_path):
@@ -117,17 +176,32 @@ def test_an_unreadable_image_is_named_by_the_process_that_trains(folder, tmp_pat
     for part in ("train", "test"):
         (bad / part / "a").mkdir(parents=True)
         (bad / part / "a" / "1.jpg").write_bytes(b"\xff\xd8 no image")
-    with pytest.raises(ValueError, match=r"cannot be read: .*a/1\.jpg"):
+    with pytest.raises(ValueError, match=r"^root holds an image that cannot be read: .*a/1\.jpg"):
         list(loader(bad, workers=1).batches())
 
 
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"size": 0}, "size must be whole and at least 1, got 0"),
+        ({"size": 0}, "^size must be whole and at least 1, got 0"),
+        ({"size": True}, "^size must be whole and at least 1, got True"),
+        ({"size": 16.0}, "^size must be whole and at least 1, got 16.0"),
+        ({"size": 64, "resize": 63}, "^resize must be whole and at least size=64, got 63"),
+        ({"resize": "256"}, "^resize must be whole and at least size=224, got '256'"),
         ({"size": 64, "resize": 32}, "resize must be whole and at least size=64, got 32"),
         ({"scale": [0.5, 0.2]}, "scale must be two numbers 0 < a <= b <= 1"),
         ({"scale": 1}, "scale must be two numbers 0 < a <= b <= 1, got 1"),
+        ({"scale": [0.1, 0.2, 0.3]}, "scale must be two numbers 0 < a <= b <= 1, got"),
+        ({"scale": "ab"}, "scale must be two numbers 0 < a <= b <= 1, got 'ab'"),
+        ({"scale": [0, 1]}, "scale must be two numbers 0 < a <= b <= 1, got"),
+        ({"scale": [0.5, 1.01]}, "scale must be two numbers 0 < a <= b <= 1, got"),
+        ({"scale": [0.5, True]}, "scale must be two numbers 0 < a <= b <= 1, got"),
+        ({"color": True}, "color must be a number 0 <= color <= 1, got True"),
+        ({"color": -0.01}, "color must be a number 0 <= color <= 1, got -0.01"),
+        ({"color": 1.01}, "color must be a number 0 <= color <= 1, got 1.01"),
+        ({"lighting": "x"}, "lighting must be a number of at least 0, got 'x'"),
+        ({"lighting": float("inf")}, "lighting must be a number of at least 0, got inf"),
+        ({"lighting": float("nan")}, "lighting must be a number of at least 0, got nan"),
         ({"color": 2}, "color must be a number 0 <= color <= 1, got 2"),
         ({"lighting": -1}, "lighting must be a number of at least 0"),
     ],
@@ -137,8 +211,25 @@ def test_settings_out_of_range_are_refused_by_name(folder, wrong, message):
         image_stream(str(folder), **wrong)
 
 
+def test_settings_arrive_where_files_are_read_and_the_ends_of_their_ranges_are_allowed(folder):
+    assert image_stream(str(folder)).train.reading == Reading(224, 256, (0.08, 1.0), 0.4, 0.1)
+    assert asdict(Reading()) == {
+        "size": 224, "resize": 256, "scale": (0.08, 1.0), "color": 0.4, "lighting": 0.1
+    }  # fmt: skip
+    for settings in (
+        {"size": 1, "resize": 1, "scale": [1, 1], "color": 0, "lighting": 0},
+        {"size": 32, "resize": 33, "scale": (0.5, 0.5), "color": 1, "lighting": 7.5},
+    ):
+        source = image_stream(str(folder), **settings)
+        assert asdict(source.train.reading) == asdict(source.test.reading) == settings
+        assert source.train.shape == (settings["size"], settings["size"], 3)
+
+
 def test_statistics_of_images_that_are_not_in_memory_are_refused(folder):
     with pytest.raises(ValueError, match="normalization must be imagenet"):
         prepare(image_stream(str(folder)), 0, "pixel", seed=0)
     data = prepare(image_stream(str(folder), size=64, resize=64), [2], "imagenet", seed=0)
     assert (len(data.train), len(data.validation), data.image_shape) == (18, 4, (3, 64, 64))
+    for part in (data.train, data.validation):  # names and labels move together
+        folders = [Path(part.path(row)).parent for row in range(len(part))]
+        assert [folder / "train" / "ab"[label] for label in part.labels] == folders
