@@ -428,7 +428,7 @@ def test_a_resumed_run_keeps_its_configuration_but_for_where_it_is_computed(tmp_
             "which keeps its stored configuration; leave it out, or start a new run"
         )
     config = composed("schedule=uniform", f"resume={folder.path}")
-    with pytest.raises(configs.ConfigError, match="^schedule=uniform would change"):
+    with pytest.raises(configs.ConfigError, match=r"^schedule=uniform would change"):
         configs.resumed(config, ["schedule@schedule=uniform"])
 
 
