@@ -478,10 +478,10 @@ def test_a_folder_is_concluded_by_the_runs_in_it(points, monkeypatch):
 
 
 @pytest.fixture
-def wired(monkeypatch, swept, points):
+def wired(monkeypatch, points):
     """`run_sweep` of two points, one of them done, with each step of it noted."""
     steps = []
-    wired = SimpleNamespace(steps=steps, launched=0, concluded=0, swept=swept)
+    wired = SimpleNamespace(steps=steps, launched=0, concluded=0)
     wired.points = [points("a", "completed", test_error=1.0), points("b", "new")]
 
     def note(name, result=None):
@@ -500,7 +500,14 @@ def wired(monkeypatch, swept, points):
         "conclude",
         lambda runs, *more: steps.append(("conclude", runs, *more)) or wired.concluded,
     )
-    wired.run = lambda *args, **more: sweep.run_sweep(swept(*SMALL, *args, **more), "task")
+
+    def run_sweep(sweeper="BasicSweeper", launcher=None, show=False):
+        launcher = launcher or {"_target_": "x.BasicLauncher"}
+        hydra = {"sweeper": {"_target_": f"x.{sweeper}"}, "launcher": launcher}
+        config = {"hydra": hydra, "show": show, "wandb": {"mode": "disabled"}}
+        return sweep.run_sweep(OmegaConf.create(config), "task")
+
+    wired.run = run_sweep
     return wired
 
 
@@ -523,16 +530,16 @@ def test_a_sweep_runs_what_is_left_and_concludes_all_of_it(wired):
 
 
 def test_a_sweep_that_is_shown_is_not_run(wired):
-    assert wired.run("show=true") == 0
+    assert wired.run(show=True) == 0
     assert [step[0] for step in wired.steps] == ["check", "show"]
 
 
 def test_another_sweeper_goes_on_by_itself_where_it_has_something_to_minimise(wired, points):
-    assert wired.run(sweeper="other.Sweeper") is None
+    assert wired.run("OtherSweeper") is None
     assert wired.steps == [("check", True, 1)]
     wired.points.append(points("c", "new", dataset={"validation": 0}))
     with pytest.raises(configs.ConfigError, match=r"^dataset\.validation must set images aside: "):
-        wired.run(sweeper="other.Sweeper")
+        wired.run("OtherSweeper")
     assert wired.run() == 0  # a grid has no need of it
 
 
