@@ -66,6 +66,13 @@ def test_identity_changes_with_what_determines_the_result(path, value):
     assert run.identity(changed(path, value)) != run.identity(CONFIG)
 
 
+def test_a_setting_is_known_by_its_whole_name():
+    ours = ("name", "wandb.mode", "wandb", "model.name", "trainer.compile", "trainer.compile.more")
+    assert not any(run.determines_result(key) for key in ours)
+    others = ("names", "wandbs.mode", "model", "model.names", "model.name2", "trainer.compiler")
+    assert all(run.determines_result(key) for key in (*others, "trainer", "dataset.name", "ename"))
+
+
 def test_identity_does_not_depend_on_the_order_of_settings():
     assert run.identity(dict(reversed(CONFIG.items()))) == run.identity(CONFIG)
 
