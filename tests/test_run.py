@@ -2,6 +2,7 @@ import copy
 import hashlib
 import json
 import os
+import pickle
 
 import pytest
 import torch
@@ -229,6 +230,10 @@ def test_the_files_are_read_as_they_were_written(folder):
     folder.save_checkpoint({"weights": torch.arange(2)}, "best")
     assert folder.load_checkpoint()["weights"].tolist() == [0, 1, 2]
     assert folder.load_checkpoint("best")["weights"].tolist() == [0, 1]
+    torch.save({"weights": os.getcwd}, folder.checkpoint("code"))  # reading it could run anything
+    with pytest.raises(pickle.UnpicklingError):
+        folder.load_checkpoint("code")
+    folder.checkpoint("code").unlink()
     assert sorted(p.name for p in (folder.path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
 
 
