@@ -561,7 +561,9 @@ def test_a_cluster_has_its_own_devices_and_processes(wired):
 def test_hydra_is_told_that_a_sweep_is_over(monkeypatch):
     monkeypatch.setattr(sweep.Callback, "started", False)
     monkeypatch.setattr(sweep.Callback, "left_to_sweeper", None)
-    cfg = OmegaConf.create({"hydra": {"sweep": {"dir": "multirun/s"}}, "wandb": {"mode": "auto"}})
+    cfg = OmegaConf.create(
+        {"hydra": {"sweep": {"dir": "multirun/s"}}, "wandb": {"mode": "offline"}}
+    )
     answer = [0]
 
     def run_sweep(config, task):
@@ -582,4 +584,4 @@ def test_hydra_is_told_that_a_sweep_is_over(monkeypatch):
     assert raised.value.status == 1 and raised.value.__cause__ is answer[0]
     answer[0] = None
     assert sweep.Callback().on_multirun_start(cfg) is None
-    assert sweep.Callback.left_to_sweeper == (Path("multirun/s"), "auto")
+    assert sweep.Callback.left_to_sweeper == (Path("multirun/s"), "offline")

@@ -63,8 +63,9 @@ def test_a_launchers_warning_stops_the_run_and_is_handed_over_once_it_is_saved(a
     with session._stop_on_signal(trainer):
         os.kill(os.getpid(), signal.SIGTERM)  # comes first, or alone: only save
         assert trainer.save_requested and not trainer.stop_requested
-        os.kill(os.getpid(), signal.SIGUSR2)
-        assert trainer.stop_requested and calls == []
+        for _ in range(2):  # a second one is no haste
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert trainer.stop_requested and calls == []
     session.hand_over(Interrupted("stopped", trainer.stop_signal))
     assert calls == [signal.SIGUSR2]
     session.hand_over(Interrupted("stopped", signal.SIGTERM))
@@ -312,8 +313,11 @@ def test_a_completed_run_is_left_alone_and_told_again_to_who_resumes_it(complete
 def test_an_interrupted_run_says_where_and_goes_on_to_the_same_result(
     completed, config, folder, no_figures
 ):
+    before = signal.getsignal(signal.SIGTERM)
+
     def stop(trainer):
-        trainer.stop_requested, trainer.stop_signal = True, signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) is not before
+        os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="stopped after step 4 of 6") as raised:
         train(folder, config, at_step(4, stop))
@@ -323,6 +327,17 @@ def test_an_interrupted_run_says_where_and_goes_on_to_the_same_result(
     assert summary["steps"] == 4 and summary["best_epoch"] == 1
     assert folder.load_checkpoint()["counters"]["step"] == 4
     assert not (folder.path / "lock").exists()
+
+    saved = folder.checkpoint().read_bytes()
+    folder.checkpoint().write_bytes(b"damaged")
+    with pytest.raises(RunError, match=" failed: "):
+        train(folder, config)
+    known = {k: v for k, v in summary.items() if k not in ("status", "reason")}
+    assert known.items() <= folder.summary().items()  # what was measured is not forgotten
+    folder.checkpoint().write_bytes(saved)
+    folder.set_status("interrupted")
+    first = {k: v for k, v in folder.provenance().items() if k != "resumed"}
+    folder.write_provenance(first)
 
     (folder.path / ".summary.json.0.tmp").write_text("half")
     (folder.path / "checkpoints" / "last.0.tmp").write_text("half")
@@ -504,7 +519,7 @@ class Stub:
         self.ended.append(exit_code)
 
 
-def test_wandb_is_told_of_the_run_and_its_end(config, folder, no_figures, monkeypatch):
+def test_wandb_is_told_of_the_run_and_its_end(config, folder, no_figures, monkeypatch, said):
     stubs, begun = [], []
 
     def start_run(settings, mode, path, run_id, resumed, **arguments):
@@ -528,6 +543,7 @@ def test_wandb_is_told_of_the_run_and_its_end(config, folder, no_figures, monkey
     assert folder.provenance()["wandb_id"] == "agent456"
     assert [len([v for v in s.logged if "test_error" in v]) for s in stubs] == [1, 1]
     assert [stub.ended for stub in stubs] == [[1], [0]]
+    assert [line.split()[0] for line in said[:4]] == ["epoch", "1", "epoch", "2"]  # shown as well
     assert stubs[0].summary["status"] == "interrupted" and stubs[1].summary == summary
     assert not any("figures" in key for values in stubs[1].logged for key in values)
 
@@ -561,7 +577,8 @@ def test_figures_are_drawn_of_what_is_there(config, folder, monkeypatch):
     assert survival == folder.path / "figures" / "survival.png"
     expected = ([pytest.approx(p) for p in (5 / 6, 4 / 6, 0.5)], (1, 1, 1), "title", survival)
     assert [(list(s), tuple(b), *more) for s, b, *more in drawn] == [expected]
-    folder.append_row(dict.fromkeys(run.COLUMNS, 1.0))
+    for epoch in (1.0, 2.0):
+        folder.append_row(dict.fromkeys(run.COLUMNS, 1.0) | {"epoch": epoch})
     paths = session._figures(trainer, folder, "title", {"best_epoch": 1.0})
     assert paths == [survival, folder.path / "figures" / "curves.png"]
     assert drawn[2] == (folder.rows(), 1.0, "title", paths[1])
