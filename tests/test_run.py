@@ -1,6 +1,12 @@
 import copy
+import hashlib
+import json
+import os
+import pickle
 
 import pytest
+import torch
+import yaml
 
 from sdnet import run
 from sdnet.run import RunFolder
@@ -38,7 +44,7 @@ def changed(path, value):
         ("name", "b"),
         ("resume", "outputs"),
         ("trainer.epochs", 30.0),
-        ("optimizer.lr", 0.1 + 1e-17),
+        ("optimizer.lr", 0.10000000000000002),
     ],
 )
 def test_identity_ignores_what_does_not_determine_the_result(path, value):
@@ -54,14 +60,33 @@ def test_identity_ignores_what_does_not_determine_the_result(path, value):
         ("trainer.precision", "bf16"),
         ("dataset.name", "other"),
         ("trainer.epochs", 31),
+        ("optimizer.lr", 0.1000000001),
     ],
 )
 def test_identity_changes_with_what_determines_the_result(path, value):
     assert run.identity(changed(path, value)) != run.identity(CONFIG)
 
 
+def test_a_setting_is_known_by_its_whole_name():
+    ours = ("name", "wandb.mode", "wandb", "model.name", "trainer.compile", "trainer.compile.more")
+    assert not any(run.determines_result(key) for key in ours)
+    others = ("names", "wandbs.mode", "model", "model.names", "model.name2", "trainer.compiler")
+    assert all(run.determines_result(key) for key in (*others, "trainer", "dataset.name", "ename"))
+
+
 def test_identity_does_not_depend_on_the_order_of_settings():
     assert run.identity(dict(reversed(CONFIG.items()))) == run.identity(CONFIG)
+
+
+def test_the_identity_of_a_stored_run_stays_what_it_was():
+    config = CONFIG | {"seed": 12.0, "list": [1e-4, True, None, {"name": "x", "size": 2.5}]}
+    text = (
+        '{"dataset": {"name": "digits"}, "list": ["0.0001", true, null, {"name": "x", "size": '
+        '"2.5"}], "model": {"depth": "20"}, "optimizer": {"lr": "0.1"}, "schedule": {"_target_": '
+        '"x.LinearDecay", "p_L": "0.5"}, "seed": "12", "trainer": {"epochs": "30", "precision": '
+        '"fp32"}}'
+    )
+    assert run.identity(config) == hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def test_the_name_holds_model_schedule_p_L_seed_and_identity():
@@ -69,6 +94,14 @@ def test_the_name_holds_model_schedule_p_L_seed_and_identity():
     own = CONFIG | {"schedule": {"_target_": "mine.Square"}}
     assert run.run_name(own).startswith("resnet20-Square-s0-")
     assert "-pL0.3-" in run.run_name(changed("schedule.p_L", 0.1 + 0.2))
+    assert "-pL0.123457-" in run.run_name(changed("schedule.p_L", 0.12345678))
+    assert "-linear_decay-pLa_b_c-s7-" in run.run_name(
+        changed("schedule.p_L", "a/b/c") | {"seed": 7}
+    )
+    long = run.run_name(changed("schedule.p_L", "abcdefghijklmnopqrstuvwxyz"))
+    assert "-pLabcdefghijklmnopqrstuvwx-s0" in long
+    unnamed = CONFIG | {"model": {"name": None, "_target_": "mine.nets.Net"}}
+    assert run.run_name(unnamed).startswith("Net-linear_decay-pL0.5-s0-")
 
 
 def test_constant_depth_is_one_run_whichever_schedule_said_so():
@@ -83,6 +116,9 @@ def test_constant_depth_is_one_run_whichever_schedule_said_so():
     other = CONFIG | {"schedule": same[1] | {"p_0": 0.9}}
     assert run.run_name(other).startswith("resnet20-linear_decay-pL1-s0-")
     assert run.identity(other) != name[-8:]
+    own = CONFIG | {"schedule": {"_target_": "mine.Constant", "name": "own", "p_L": 1.0}}
+    assert run.run_name(own).startswith("resnet20-own-pL1-s0-")
+    assert run.identity(own) != name[-8:]
 
 
 def test_the_reported_row_is_the_latest_of_lowest_validation_error_never_of_lowest_test_error():
@@ -125,12 +161,154 @@ def test_metrics_come_back_as_numbers_and_later_rows_can_be_dropped(folder):
     assert names == ["config.yaml", "metrics.csv", "provenance.json", "summary.json"]
 
 
-def test_a_status_replaces_the_one_before_and_its_reason(folder):
-    folder.set_status("failed", "because")
-    assert folder.summary() | {"identity": 0} == {
-        "status": "failed",
-        "reason": "because",
-        "identity": 0,
-    }
-    folder.set_status("running")
-    assert "reason" not in folder.summary()
+def test_a_status_replaces_the_one_before_and_its_reason_and_keeps_the_rest(folder):
+    identity = run.identity(CONFIG)
+    assert folder.summary() == {"status": "running", "identity": identity}
+    failed = folder.set_status("failed", "because", {"steps": 3, "test_error": 5.0})
+    expected = {"status": "failed", "reason": "because", "identity": identity}
+    assert failed == folder.summary() == expected | {"steps": 3, "test_error": 5.0}
+    assert list(failed)[:2] == ["status", "reason"]
+    folder.set_status("interrupted", "", {"steps": 4})
+    expected = {"status": "interrupted", "reason": "", "identity": identity}
+    assert folder.summary() == expected | {"steps": 4, "test_error": 5.0}
+    expected = {"status": "running", "identity": identity, "steps": 4, "test_error": 5.0}
+    assert folder.set_status("running") == folder.summary() == expected
+
+
+def test_a_run_says_how_it_ended_and_one_that_could_not_was_interrupted(folder, tmp_path):
+    assert RunFolder(tmp_path).ended() == RunFolder(tmp_path).state() == "new"
+    assert folder.ended() == "interrupted"
+    for status in ("completed", "failed", "diverged", "interrupted"):
+        folder.set_status(status)
+        assert folder.ended() == folder.state() == status
+
+
+def test_a_run_that_starts_anew_forgets_what_it_learnt_and_keeps_what_it_is(folder):
+    for name in ("last", "best"):
+        folder.save_checkpoint({"step": 1}, name)
+    folder.append_row(row(1))
+    folder.set_status("diverged", "inf", {"steps": 1})
+    folder.restart()
+    assert folder.summary() == {"status": "running", "identity": run.identity(CONFIG)}
+    assert folder.config() == CONFIG and folder.provenance() == {"wandb_id": "x"}
+    assert folder.rows() == [] and list((folder.path / "checkpoints").iterdir()) == []
+    folder.restart()  # with nothing there
+
+
+def test_a_folder_of_another_run_is_refused_and_so_is_a_damaged_one(folder, tmp_path):
+    RunFolder(tmp_path / "empty").check_identity(CONFIG)
+    folder.check_identity(changed("trainer.threads", 3))
+    other, own = run.identity(changed("seed", 1)), run.identity(CONFIG)
+    with pytest.raises(ValueError, match=f"holds another run: its identity is {own}, not {other}"):
+        folder.check_identity(changed("seed", 1))
+    summary = folder.summary()
+    folder.write_summary(summary | {"identity": other})
+    both = " and ".join(sorted((own, other)))
+    with pytest.raises(ValueError, match=f"its identity is {both}, not {own}. It is left as it is"):
+        folder.check_identity(CONFIG)
+    for damaged in ("", "{half", "[]", "{}", "7"):
+        (folder.path / "summary.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"run is damaged \(\w+: .*\): move it away"):
+            folder.check_identity(CONFIG)
+    folder.write_summary(summary)
+    for damaged in ("a: [", "schedule: 7", "schedule: {}", "schedule: {_target_: 7}"):
+        (folder.path / "config.yaml").write_text(damaged)
+        with pytest.raises(ValueError, match=r"run is damaged \(\w+: "):
+            folder.check_identity(CONFIG)
+
+
+def test_the_files_are_read_as_they_were_written(folder):
+    text = (folder.path / "config.yaml").read_text()
+    assert yaml.safe_load(text) == CONFIG
+    assert [line.partition(":")[0] for line in text.splitlines() if line[0] != " "] == list(CONFIG)
+    folder.write_provenance({"command": "python «train.py»"})
+    assert folder.provenance() == {"command": "python «train.py»"}
+    assert json.loads((folder.path / "provenance.json").read_text()) == folder.provenance()
+    assert folder.figures == folder.path / "figures" and folder.figures.is_dir()
+    assert folder.load_checkpoint() is None
+    folder.save_checkpoint({"weights": torch.arange(3)})
+    folder.save_checkpoint({"weights": torch.arange(2)}, "best")
+    assert folder.load_checkpoint()["weights"].tolist() == [0, 1, 2]
+    assert folder.load_checkpoint("best")["weights"].tolist() == [0, 1]
+    torch.save({"weights": os.getcwd}, folder.checkpoint("code"))  # reading it could run anything
+    with pytest.raises(pickle.UnpicklingError):
+        folder.load_checkpoint("code")
+    folder.checkpoint("code").unlink()
+    assert sorted(p.name for p in (folder.path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_a_row_has_eight_digits_and_the_columns_of_the_file_it_is_added_to(folder):
+    values = row(3) | {"lr": 0.123456789, "epoch": 1.5}
+    folder.append_row(values)
+    head, line = (folder.path / "metrics.csv").read_text().splitlines()
+    assert head == (
+        "epoch,step,lr,train_loss,train_error,val_loss,val_error,val_top5_error,test_loss,"
+        "test_error,test_top5_error,train_seconds,eval_seconds,images_per_second,active_blocks"
+    )
+    third = ",".join(["0.33333333"] * 2)
+    assert line == f"1.5,3,0.12345679,{third},,{third},{third},{third},{third},0.33333333"
+    (folder.path / "metrics.csv").write_text("epoch,step,val_loss\n1,11,2\n")
+    folder.append_row(values)
+    assert (folder.path / "metrics.csv").read_text() == "epoch,step,val_loss\n1,11,2\n1.5,3,\n"
+    assert folder.rows()[1] == {"epoch": 1.5, "step": 3.0, "val_loss": None}
+
+
+def test_what_comes_after_a_step_is_forgotten_the_best_checkpoint_with_it(folder):
+    folder.drop_after(0)  # nothing is there
+    for step in (10, 20, 100):
+        folder.append_row(row(step))
+    kept = "".join((folder.path / "metrics.csv").read_text().splitlines(keepends=True)[:3])
+    folder.save_checkpoint({"step": 20}, "best")
+    folder.save_checkpoint({"step": 100}, "last")
+    folder.drop_after(20)
+    assert (folder.path / "metrics.csv").read_text() == kept
+    assert folder.load_checkpoint("best") == {"step": 20}
+    folder.drop_after(19)
+    assert [r["step"] for r in folder.rows()] == [10]
+    assert folder.load_checkpoint("best") is None
+    assert folder.load_checkpoint() == {"step": 100}
+
+
+WRITERS = {
+    "summary": lambda folder: folder.set_status("completed"),
+    "provenance": lambda folder: folder.write_provenance({"new": 1}),
+    "row": lambda folder: folder.append_row(row(2)),
+    "dropped": lambda folder: folder.drop_after(0),
+    "checkpoint": lambda folder: folder.save_checkpoint({"step": 2}),
+    "best": lambda folder: folder.save_checkpoint({"step": 2}, "best"),
+}
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_process_killed_while_it_writes_leaves_the_old_file(folder, monkeypatch, write):
+    folder.append_row(row(1))
+    for name in ("last", "best"):
+        folder.save_checkpoint({"step": 0}, name)
+    (folder.path / "notes.tmp").write_text("a user's")
+    before = contents(folder.path)
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # just before the new file takes the old one's place
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(folder)
+    after = contents(folder.path)
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 1
+    folder.remove_temporary()
+    assert contents(folder.path) == before
+    write(folder)
+    assert contents(folder.path) != before and set(contents(folder.path)) == set(before)
+
+
+def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    file = tmp_path / "file"
+    run.write_atomically(file, "ä")
+    with pytest.raises(UnicodeEncodeError):
+        run.write_atomically(file, "\ud800")
+    assert file.read_bytes() == "ä".encode()
