@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -137,9 +136,9 @@ def test_crops_cover_the_share_of_the_area_that_is_asked_for(folder):
 
 
 def test_workers_are_out_of_reach_of_signals_to_the_process_group(folder):
-    batches = loader(folder, workers=1).batches()
-    next(batches)
-    workers = [child.pid for child in psutil.Process().children()]
+    streaming = loader(folder, workers=1)
+    next(streaming.batches())
+    workers = [worker.pid for worker in streaming.reader._iterator._workers]
     assert workers and os.getpgrp() not in map(os.getpgid, workers)
     assert all(os.getsid(pid) == pid for pid in workers)  # not of the terminal either
     for pid in workers if sys.platform == "linux" else ():
