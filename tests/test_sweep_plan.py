@@ -121,8 +121,13 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
 
     first.run.create(first.config, {})
     first.run.set_status("completed", result={"test_error": 1.0})
-    (again,) = sweep.plan(swept("name=s", "seed=0", *SMALL, "schedule=constant"))
+    said.clear()
+    cfg = swept("name=s", "seed=0", *SMALL, "schedule=constant")
+    (again,) = sweep.plan(cfg)
+    assert said == []
     assert (again.label, again.swept, again.state) == ("run 1 of 1", "", "completed")
+    numbers = "wandb.name=${hydra:job.num}-${hydra:job.id}"
+    assert sweep._compose(cfg, [numbers], 3, "", "").config["wandb"]["name"] == "3-3"
 
 
 @pytest.mark.parametrize(
