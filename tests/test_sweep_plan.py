@@ -12,6 +12,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 from rich.console import Console
@@ -121,8 +122,13 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
 
     first.run.create(first.config, {})
     first.run.set_status("completed", result={"test_error": 1.0})
-    (again,) = sweep.plan(swept("name=s", "seed=0", *SMALL, "schedule=constant"))
+    said.clear()
+    cfg = swept("name=s", "seed=0", *SMALL, "schedule=constant")
+    (again,) = sweep.plan(cfg)
+    assert said == []
     assert (again.label, again.swept, again.state) == ("run 1 of 1", "", "completed")
+    numbers = "wandb.name=${hydra:job.num}-${hydra:job.id}"
+    assert sweep._compose(cfg, [numbers], 3, "", "").config["wandb"]["name"] == "3-3"
 
 
 @pytest.mark.parametrize(
@@ -323,6 +329,24 @@ def test_what_runs_have_in_common_is_built_once(points, monkeypatch):
     }
 
 
+def test_a_function_is_called_once_for_equal_settings():
+    seen, calls = sweep._Once(), []
+
+    def first(config, *more):
+        calls.append((config["a"], *more))
+        return len(calls)
+
+    def second(config):
+        return "second"
+
+    config = {"a": {"x": 1, "y": 2}, "b": 3}
+    assert seen.call(first, config, ("a",), "more") == 1
+    assert seen.call(first, {"a": {"y": 2, "x": 1}, "b": 4}, ("a",), "other") == 1
+    assert seen.call(second, config, ("a",)) == "second"
+    assert seen.call(first, config | {"a": 7}, ("a",)) == 2
+    assert calls == [(config["a"], "more"), (7,)]
+
+
 def test_the_runs_are_listed_with_their_depth_and_compute(points):
     console = Console(file=io.StringIO(), width=160)
     halved = points("b", "interrupted", rows=1, schedule={"p_L": 0.25})
@@ -379,18 +403,28 @@ def test_runs_are_launched_in_batches_and_what_is_on_no_record_is_told(swept, sa
     assert said == []
 
 
-def test_a_launcher_that_gives_up_is_told_in_a_line(swept, said, points, monkeypatch):
-    batches = []
+def test_a_launcher_gets_batches_and_where_it_gives_up_that_is_told_in_a_line(
+    swept, said, points, monkeypatch
+):
+    batches, errors = [], []
 
     def launch(batch, initial_job_idx):
         batches.append((batch, initial_job_idx))
-        raise OSError("a process was killed\nby whom?\nnobody knows\n")
+        if errors:
+            raise errors[0]
+        return [SimpleNamespace(status=JobStatus.COMPLETED, _return_value=4.5)] * len(batch)
 
     def instantiate_launcher(**arguments):
         return SimpleNamespace(launch=launch)
 
     monkeypatch.setattr(Plugins.instance(), "instantiate_launcher", instantiate_launcher)
     several = [points("a", "new"), points("b", "new"), points("c", "new")]
+    cfg = swept(*SMALL, "hydra.sweeper.max_batch_size=2")
+    assert sweep.launch(cfg, several, None) == 0 and said == []
+    assert batches == [([["name=a"], ["name=b"]], 0), ([["name=c"]], 2)]
+
+    batches.clear()
+    errors.append(OSError("a process was killed\nby whom?\nnobody knows\n"))
     assert sweep.launch(swept(*SMALL), several, None) == 1
     assert batches == [([["name=a"], ["name=b"], ["name=c"]], 0)]  # all at once
     text = "the launcher gave up: OSError: a process was killed … nobody knows"

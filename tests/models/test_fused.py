@@ -161,6 +161,11 @@ def replaced(bn, **changes):
     return bn
 
 
+class Doubled(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 PLAIN = {  # what the kernels leave to torch: bn and x
     "evaluation": lambda bn, x: (bn.eval(), x),
     "float64": lambda bn, x: (bn.double(), x.double()),
@@ -170,6 +175,9 @@ PLAIN = {  # what the kernels leave to torch: bn and x
     "no statistics": lambda bn, x: (nn.BatchNorm2d(16, track_running_stats=False), x),
     "no parameters": lambda bn, x: (nn.BatchNorm2d(16, affine=False), x),
     "SyncBatchNorm": lambda bn, x: (nn.SyncBatchNorm.convert_sync_batchnorm(bn).eval(), x),
+    "a BatchNorm of one's own": lambda bn, x: (Doubled(16), x),
+    "a tensor of one's own": lambda bn, x: (bn, nn.Parameter(x)),
+    "bfloat16 parameters": lambda bn, x: (bn.bfloat16(), x.bfloat16()),
     "GroupNorm": lambda bn, x: (nn.GroupNorm(4, 16), x),
     "Identity": lambda bn, x: (nn.Identity(), x),
 }
@@ -191,12 +199,30 @@ def test_what_the_kernels_do_not_do_is_left_to_torch(case, add, kernels):
         assert torch.equal(buffer, dict(bn.named_buffers())[name])
 
 
-def test_hooks_are_called(kernels):
+def test_a_shortcut_of_another_type_is_left_to_torch(kernels):
+    bn, x, shortcut, _ = operands((4, 16, 3, 3))
+    twin, shortcut = deepcopy(bn), shortcut.bfloat16()
+    y = fused.norm_add_relu(bn, x, shortcut, 0.7)
+    assert torch.equal(y, F.relu(torch.add(shortcut, twin(x), alpha=0.7)))
+
+
+def test_parameters_that_are_not_contiguous_are_left_to_torch(kernels):
     bn, x, *_ = operands((4, 16, 3, 3))
+    bn.weight = nn.Parameter(torch.rand(16, 2)[:, 1])
+    y, twin = fused.norm_relu(bn, x), deepcopy(bn)
+    assert y.grad_fn.name() != "_NormReluBackward"
+    torch.testing.assert_close(y, F.relu(twin(x)))
+
+
+@pytest.mark.parametrize(
+    "hook", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_hooks_are_called(hook, kernels):
+    bn, x, shortcut, _ = operands((4, 16, 3, 3))
     seen = []
-    bn.register_forward_hook(lambda module, given, out: seen.append(out))
-    fused.norm_relu(bn, x)
-    assert len(seen) == 1
+    getattr(bn, f"register_{hook}")(lambda *given: seen.append(1))
+    fused.norm_add_relu(bn, x.requires_grad_(), shortcut, 0.7).sum().backward()
+    assert seen == [1]
 
 
 def test_shapes_that_do_not_match_are_torchs_error(kernels):
@@ -205,6 +231,8 @@ def test_shapes_that_do_not_match_are_torchs_error(kernels):
         fused.norm_add_relu(bn, x, shortcut[:3], 1.0)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         fused.norm_relu(bn, x[:1, :, :1, :1])
+    with pytest.raises(RuntimeError, match="running_mean should contain 8 elements"):
+        fused.norm_relu(bn, x[:, :8].contiguous(memory_format=torch.channels_last))
 
 
 def test_a_second_derivative_is_refused(kernels):
@@ -354,6 +382,26 @@ def test_what_cannot_be_had_is_one_warning(caplog, monkeypatch, tmp_path):
     assert list(tmp_path.glob("sdnet/*")) == []
     bn, x, *_ = operands((4, 16, 3, 3))
     assert torch.equal(fused.norm_relu(deepcopy(bn), x), F.relu(bn(x)))
+
+
+def test_a_kept_library_is_for_its_source_compiler_and_processor(cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # nothing can be compiled
+    assert fused._compiled().parent == cache / "sdnet"
+    other = tmp_path / "fused.cpp"
+    other.write_text(fused.SOURCE.read_text() + "// another one")
+    for owner, name, value in (
+        (fused, "SOURCE", other),
+        (fused, "FLAGS", fused.FLAGS[1:]),
+        (fused.platform, "machine", lambda: "another one"),
+        (torch.cpu, "get_capabilities", dict),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            with pytest.raises(RuntimeError, match=r"there is no C\+\+ compiler c\+\+"):
+                fused._compiled()
+    monkeypatch.setenv("CXX", "c++ -g")
+    with pytest.raises(RuntimeError, match=r"there is no C\+\+ compiler c\+\+"):
+        fused._compiled()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

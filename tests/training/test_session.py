@@ -541,6 +541,7 @@ def test_wandb_is_told_of_the_run_and_its_end(config, folder, no_figures, monkey
     assert second == ["online", folder.path, "agent456", True]  # an agent's id is kept
     assert named == {"name": run.run_name(config), "job_type": "train", "config": config}
     assert folder.provenance()["wandb_id"] == "agent456"
+    assert {"command", "overrides", "git_commit", "device", "resumed"} <= set(folder.provenance())
     assert [len([v for v in s.logged if "test_error" in v]) for s in stubs] == [1, 1]
     assert [stub.ended for stub in stubs] == [[1], [0]]
     assert [line.split()[0] for line in said[:4]] == ["epoch", "1", "epoch", "2"]  # shown as well
