@@ -67,6 +67,7 @@ def test_a_target_is_judged_by_what_it_resolves_to(target):
         ("model", "sdnet.resnet_cifar"),
         ("model", "sdnet.models.resnet.BasicBlock"),
         ("model", "torch.nn.GroupNorm"),
+        ("model", "torchvision.models.resnet.BasicBlock"),
         ("dataset", "sdnet.data.sources.digits"),
         ("schedule", "sdnet.LinearDecay"),
         ("optimizer", "torch.optim.RMSprop"),
@@ -126,6 +127,26 @@ def test_nothing_is_imported_for_a_target_that_is_refused(monkeypatch, tmp_path,
         with pytest.raises(configs.ConfigError, match=f"{target} is not allowed here"):
             configs.check_target(f"{group}._target_", target)
     assert package not in sys.modules and not list(folder.rglob("imported"))
+
+
+@pytest.mark.parametrize(
+    "group, target",
+    [
+        ("model", "sdnet.run.identity"),
+        ("model", "sdnet.data.sources.digits"),
+        ("dataset", "sdnet.data.splits.prepare"),
+        ("schedule", "sdnet.models.blocks.BasicBlock"),
+        ("lr_schedule", "sdnet.training.trainer.Trainer"),
+        ("optimizer", "sdnet.training.optim.Cosine"),
+        ("optimizer", "torch.nn.ReLU"),
+        ("dataset", "sdnet.data.sources._read_digits"),
+        ("dataset", "torch.utils.data.TensorDataset"),
+        ("lr_schedule", "torch.optim.lr_scheduler.StepLR"),
+    ],
+)
+def test_what_stands_beside_a_groups_building_blocks_is_none_of_them(group, target):
+    with pytest.raises(configs.ConfigError, match=f"^{group}._target_={target} is not allowed"):
+        configs.check_target(f"{group}._target_", target)
 
 
 def test_a_class_of_ones_own_is_not_taken_for_torchs_because_torch_holds_it(monkeypatch):
