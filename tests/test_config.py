@@ -3,6 +3,7 @@ import itertools
 import os
 import re
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -287,6 +288,12 @@ def test_text_that_hydra_would_resolve_once_more_is_refused():
     hidden = r"'\${oc.create:{_target_: torch.utils.collect_env.run, command: ls}}'"
     with pytest.raises(configs.ConfigError, match=r"schedule\.p_L must not hold an interpolation"):
         composed(f"schedule.p_L={hidden}")
+    for value in ("${name}", "a ${name}", ["a", "b${name}"], {"c": "${name}"}):
+        with pytest.raises(
+            configs.ConfigError, match=r"^own[.01c]* must not hold an interpolation"
+        ):
+            configs.check({"own": value})
+    configs.check({"own": "$name {name}"})
 
 
 def test_a_listed_target_is_allowed_and_a_forged_home_is_not(monkeypatch):
@@ -300,6 +307,15 @@ def test_a_listed_target_is_allowed_and_a_forged_home_is_not(monkeypatch):
 
     impostor.__module__, impostor.__qualname__ = "sdnet.models.blocks", "conv"
     assert not configs._is_building_block(impostor, *configs.TARGETS["model"])
+
+    neighbour = ModuleType("sdnet.data.sources_mine")  # which only begins like ours
+    neighbour.impostor = impostor
+    impostor.__module__, impostor.__qualname__ = neighbour.__name__, "impostor"
+    monkeypatch.setitem(sys.modules, neighbour.__name__, neighbour)
+    assert not configs._is_building_block(impostor, *configs.TARGETS["dataset"])
+    impostor.__module__ = neighbour.__name__ = "sdnet.data.sources.mine"
+    monkeypatch.setitem(sys.modules, neighbour.__name__, neighbour)
+    assert configs._is_building_block(impostor, *configs.TARGETS["dataset"])
 
 
 def test_targets_are_found_at_any_depth():

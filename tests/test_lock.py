@@ -78,6 +78,7 @@ def test_a_killed_process_on_this_machine_loses_its_lock_at_once(path):
     ids=["suspended", "id", "elsewhere", "late", "silent", "unknown", "empty", "damaged"],
 )
 def test_a_lock_is_stale_when_its_process_or_its_heartbeat_is_gone(path, content, seconds, alive):
+    assert 5 * locks.BEAT_SECONDS <= locks.STALE_SECONDS  # one that is late is no lost one
     path.write_text(content)
     age(path, seconds)
     assert locks.is_alive(path, locks.read_holder(path)) == alive
