@@ -48,7 +48,9 @@ def test_a_projection_is_counted_apart_from_the_branch_that_a_gate_saves():
     ids=["cifar", "imagenet", "tiny"],
 )
 def test_the_cost_is_what_torch_counts_and_needs_no_values(model):
+    model.train()
     cost = network_cost(model, (3, 33, 33))
+    assert model.training and not any(m._forward_hooks for m in model.modules())
     model = model.eval().to("meta")
     assert network_cost(model, (3, 33, 33)) == cost
     with FlopCounterMode(display=False) as counter, torch.no_grad():

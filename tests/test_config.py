@@ -3,6 +3,7 @@ import itertools
 import os
 import re
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -67,6 +68,7 @@ def test_a_target_is_judged_by_what_it_resolves_to(target):
         ("model", "sdnet.resnet_cifar"),
         ("model", "sdnet.models.resnet.BasicBlock"),
         ("model", "torch.nn.GroupNorm"),
+        ("model", "torchvision.models.resnet.BasicBlock"),
         ("dataset", "sdnet.data.sources.digits"),
         ("schedule", "sdnet.LinearDecay"),
         ("optimizer", "torch.optim.RMSprop"),
@@ -126,6 +128,26 @@ def test_nothing_is_imported_for_a_target_that_is_refused(monkeypatch, tmp_path,
         with pytest.raises(configs.ConfigError, match=f"{target} is not allowed here"):
             configs.check_target(f"{group}._target_", target)
     assert package not in sys.modules and not list(folder.rglob("imported"))
+
+
+@pytest.mark.parametrize(
+    "group, target",
+    [
+        ("model", "sdnet.run.identity"),
+        ("model", "sdnet.data.sources.digits"),
+        ("dataset", "sdnet.data.splits.prepare"),
+        ("schedule", "sdnet.models.blocks.BasicBlock"),
+        ("lr_schedule", "sdnet.training.trainer.Trainer"),
+        ("optimizer", "sdnet.training.optim.Cosine"),
+        ("optimizer", "torch.nn.ReLU"),
+        ("dataset", "sdnet.data.sources._read_digits"),
+        ("dataset", "torch.utils.data.TensorDataset"),
+        ("lr_schedule", "torch.optim.lr_scheduler.StepLR"),
+    ],
+)
+def test_what_stands_beside_a_groups_building_blocks_is_none_of_them(group, target):
+    with pytest.raises(configs.ConfigError, match=f"^{group}._target_={target} is not allowed"):
+        configs.check_target(f"{group}._target_", target)
 
 
 def test_a_class_of_ones_own_is_not_taken_for_torchs_because_torch_holds_it(monkeypatch):
@@ -266,6 +288,12 @@ def test_text_that_hydra_would_resolve_once_more_is_refused():
     hidden = r"'\${oc.create:{_target_: torch.utils.collect_env.run, command: ls}}'"
     with pytest.raises(configs.ConfigError, match=r"schedule\.p_L must not hold an interpolation"):
         composed(f"schedule.p_L={hidden}")
+    for value in ("${name}", "a ${name}", ["a", "b${name}"], {"c": "${name}"}):
+        with pytest.raises(
+            configs.ConfigError, match=r"^own[.01c]* must not hold an interpolation"
+        ):
+            configs.check({"own": value})
+    configs.check({"own": "$name {name}"})
 
 
 def test_a_listed_target_is_allowed_and_a_forged_home_is_not(monkeypatch):
@@ -279,6 +307,15 @@ def test_a_listed_target_is_allowed_and_a_forged_home_is_not(monkeypatch):
 
     impostor.__module__, impostor.__qualname__ = "sdnet.models.blocks", "conv"
     assert not configs._is_building_block(impostor, *configs.TARGETS["model"])
+
+    neighbour = ModuleType("sdnet.data.sources_mine")  # which only begins like ours
+    neighbour.impostor = impostor
+    impostor.__module__, impostor.__qualname__ = neighbour.__name__, "impostor"
+    monkeypatch.setitem(sys.modules, neighbour.__name__, neighbour)
+    assert not configs._is_building_block(impostor, *configs.TARGETS["dataset"])
+    impostor.__module__ = neighbour.__name__ = "sdnet.data.sources.mine"
+    monkeypatch.setitem(sys.modules, neighbour.__name__, neighbour)
+    assert configs._is_building_block(impostor, *configs.TARGETS["dataset"])
 
 
 def test_targets_are_found_at_any_depth():

@@ -15,6 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from sdnet import build, run, sweep, tracking
@@ -166,6 +167,16 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
 def test_a_mistake_in_a_plan_names_the_run(swept, overrides, message):
     with pytest.raises(configs.ConfigError, match=message):
         sweep.plan(swept(*overrides.split()))
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), configs.ConfigError("x"), OmegaConfBaseException("x")]
+)
+def test_a_mistake_of_any_kind_names_its_run(error):
+    with pytest.raises(configs.ConfigError, match="^in run 7: x$") as raised:
+        with sweep._errors_in("run 7"):
+            raise error
+    assert raised.value.__cause__ is error
 
 
 def test_a_folder_of_another_run_is_found_in_the_plan(swept, configuration):
@@ -515,13 +526,14 @@ def test_a_folder_is_concluded_by_the_runs_in_it(points, monkeypatch):
 def wired(monkeypatch, points):
     """`run_sweep` of two points, one of them done, with each step of it noted."""
     steps = []
-    wired = SimpleNamespace(steps=steps, launched=0, concluded=0)
+    wired = SimpleNamespace(steps=steps, launched=0, concluded=0, set_up=[])
     wired.points = [points("a", "completed", test_error=1.0), points("b", "new")]
 
     def note(name, result=None):
         return lambda *arguments: steps.append((name, *arguments[1:])) or result
 
-    monkeypatch.setattr(consoles, "set_up", lambda: "console")
+    set_up = lambda: wired.set_up.append(len(steps)) or "console"  # noqa: E731
+    monkeypatch.setattr(consoles, "set_up", set_up)
     monkeypatch.setattr(sweep, "plan", lambda config: wired.points)
     monkeypatch.setattr(sweep, "check", note("check"))
     monkeypatch.setattr(sweep, "show", note("show"))
@@ -554,6 +566,7 @@ def test_a_sweep_runs_what_is_left_and_concludes_all_of_it(wired):
         ("launch", [left], "task"),
         ("conclude", [done.run, left.run], "console", "disabled"),
     ]
+    assert wired.set_up == [0, 3]  # and anew after the launcher, which configures logging
     for launched, concluded in ((1, 0), (0, 1), (1, 1)):
         wired.launched, wired.concluded = launched, concluded
         assert wired.run() == 1

@@ -63,7 +63,7 @@ def test_credentials_are_a_key_a_token_or_an_entry_for_the_very_host(monkeypatch
     file.write_text("machine other.host\n  login user\n  password secret\n")
     assert not tracking.has_credentials("api.wandb.ai")
     assert tracking.has_credentials("other.host")
-    file.write_text("machine {nonsense")
+    file.write_text("machine other.host\n  login user\nnonsense")
     assert not tracking.has_credentials("other.host")
     monkeypatch.delenv("NETRC")
     monkeypatch.setenv("HOME", str(tmp_path))
