@@ -194,11 +194,15 @@ def test_a_block_of_ones_own_has_its_own_branch_compiled():
 
 
 @pytest.mark.parametrize(
-    "block, reason", [(Changing, "keeps changing, and 10 graphs"), (Breaking, "`print`")]
+    "block, widths, reason",
+    [
+        (Changing, (4, 8), "keeps changing, and 12 graphs"),  # torch's 8, and 2 for each shape
+        (Breaking, (4,), "`print`"),
+    ],
 )
-def test_a_branch_that_would_not_stay_compiled_is_an_error(block, reason, monkeypatch):
+def test_a_branch_that_would_not_stay_compiled_is_an_error(block, widths, reason, monkeypatch):
     monkeypatch.setattr(compiling, "GRAPHS", 2)
-    model = ResNet(block, (1,), (4,))
+    model = ResNet(block, [1] * len(widths), widths)
     compile_branches(model, backend="eager")
     with pytest.raises(RuntimeError, match=rf"{block.__name__}.branch cannot be .*{reason}"):
         for i in range(1, 12):
@@ -224,6 +228,17 @@ def test_the_limit_is_raised_in_every_thread():
     thread.start()
     thread.join()
     assert not errors and backend.graphs == 9
+
+
+def test_the_limit_on_all_graphs_of_a_function_is_raised_with_that_on_its_recompilations():
+    from torch import _dynamo
+
+    model, backend = ResNet(BasicBlock, (1, 1, 1), (4, 8, 16)).eval(), Counting()
+    compile_branches(model, backend)
+    with _dynamo.config.patch(accumulated_recompile_limit=2):
+        model(torch.rand(32, 3, 8, 8))
+        assert _dynamo.config.accumulated_recompile_limit == 8 + 3 * compiling.GRAPHS
+    assert backend.graphs == 3
 
 
 class Foreign(Gated):
