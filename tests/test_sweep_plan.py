@@ -175,8 +175,7 @@ def test_a_mistake_in_a_plan_names_the_run(swept, overrides, message):
 def test_a_mistake_of_any_kind_names_its_run(error):
     with pytest.raises(configs.ConfigError) as raised, sweep._errors_in("run 7"):
         raise error
-    assert str(raised.value) == "in run 7: x"
-    assert raised.value.__cause__ is error
+    assert str(raised.value) == "in run 7: x" and raised.value.__cause__ is error
 
 
 def test_a_folder_of_another_run_is_found_in_the_plan(swept, configuration):
@@ -252,8 +251,8 @@ def test_the_states_of_a_sweep_are_counted_and_described(points, said, tmp_path)
     assert sweep._count([Point([], "", "", {}, other, "new")]) == (
         f"sweep {other.path.parent}: 1 run: 1 to run"
     )
-    both = sweep._count([some[0], Point([], "", "", {}, other, "completed")])
-    assert both == f"sweep {other.path.parent} {folder}: 2 runs: 2 done"
+    done = [Point([], "", "", {}, RunFolder(f"{n}/x"), "completed") for n in "hgfedcba"]
+    assert sweep._count(done) == "sweep a b c d e f g h: 8 runs: 8 done"
 
 
 def test_with_retry_failed_what_failed_is_to_be_tried_again(points, said, tmp_path):
@@ -500,6 +499,10 @@ def test_a_report_for_each_folder_and_its_trouble_is_told(points, said, written,
     written.answer = None
     assert sweep.conclude([one, two], None, "online") == 0
     assert written.folders == [[two.path.parent], [one.path.parent]] and written.logged == []
+    written.folders.clear()
+    sweep.conclude([RunFolder(f"{n}/x") for n in "hgfedcba"], None, "online")
+    assert written.folders == [[Path(n)] for n in "abcdefgh"]
+    said.clear()
     written.answer = reports.ReportError("nothing")
     assert sweep.conclude([one], None, "online") == 0
     written.answer = OSError("disk")
