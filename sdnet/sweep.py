@@ -160,8 +160,10 @@ def plan(config: DictConfig) -> list[Point]:
 def _expand(config: DictConfig) -> list[list[str]]:
     """The overrides of each point; for a sweeper of ranges, those of the ranges' ends."""
     loader = GlobalHydra.instance().config_loader()
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    typed = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
+    # As text: an interpolation in it is about each run's own configuration.
+    hydra = OmegaConf.to_container(config.hydra, resolve=False)
+    params = hydra["sweeper"].get("params") or {}
+    typed = [*(f"{key}={value}" for key, value in params.items()), *hydra["overrides"]["task"]]
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
     for override in filter(Override.is_sweep_override, overrides):
         key = override.get_key_element()

@@ -5,7 +5,7 @@
 
 A fault is a comparison turned round, a condition negated, a number moved, a name changed, an
 argument or a statement left out, ... . Which of them make the sample depends on their text alone:
-code that only moves keeps its own. Tests marked slow are left out. Needs `coverage`.
+code that only moves keeps its own. The tests of launchers are left out. Needs `coverage`.
 
 What passes unnoticed, and why, is written in `survivors.txt`; a fault that is listed there as
 equivalent (it changes nothing) does not count.
@@ -34,7 +34,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from tests.commands import FORKED  # noqa: E402
 
-QUICK = ["-n", "0", "-m", "not slow"]
 REASONS = Path(__file__).with_name("survivors.txt")
 COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "in": "not in"}
 COMPARISONS |= {"not in": "in", "is": "is not", "is not": "is"}
@@ -253,7 +252,7 @@ def _pytest(tree: str, arguments: list[str], log: str) -> None:
         del sys.modules[name]
     import pytest
 
-    options = [*QUICK, "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
+    options = ["-n", "0", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
     status = int(pytest.main([*options, *arguments]))
     sys.stdout.flush()
     os._exit(status)
@@ -297,7 +296,7 @@ class Reach:
             )
             start = time.monotonic()
             command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m"]
-            command += ["pytest", *QUICK, "-q", test]
+            command += ["pytest", "-n", "0", "-q", test]
             done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
             seconds = time.monotonic() - start
             if done.returncode not in (0, 5):
@@ -387,7 +386,8 @@ def main() -> int:
         print(f"{len(faults)} faults")
         return 0
 
-    reach = Reach(sorted(str(t.relative_to(ROOT)) for t in ROOT.glob("tests/**/test_*.py")), 2)
+    tests = {str(t.relative_to(ROOT)) for t in ROOT.glob("tests/**/test_*.py")}
+    reach = Reach(sorted(tests - {"tests/test_launchers.py"}), arguments.workers)
     reasons = known_reasons()
     trees: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -173,6 +173,7 @@ def test_show_prints_the_plan_and_writes_nothing(train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, also_used",
     [

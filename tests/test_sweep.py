@@ -65,6 +65,7 @@ def test_a_sweep_names_its_runs_by_their_settings_and_ends_with_a_report(swept):
     assert provenance["overrides"] == [*SWEEP[1:-2], "schedule.p_L=1", "seed=0"]
 
 
+@pytest.mark.slow
 def test_the_same_command_runs_nothing_and_an_overlapping_one_only_what_is_new(swept, train_in):
     folder, _ = swept
     before = {
@@ -102,6 +103,7 @@ def test_the_same_command_runs_nothing_and_an_overlapping_one_only_what_is_new(s
     assert {name: (runs[name] / "metrics.csv").stat().st_mtime_ns for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_result(swept, train, tmp_path):
     process = train(*SWEEP, background=True)
     wait_for(lambda: len(list(tmp_path.glob("multirun/s/*/metrics.csv"))) == 3, process)
@@ -131,6 +133,7 @@ def test_a_folder_that_holds_another_run_is_refused(swept, train, tmp_path):
     assert str(run.relative_to(tmp_path)) in refused.stderr and "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_failing_run_stops_nothing(train, tmp_path):
     images = tmp_path / "images"
     for part, label in ((p, c) for p in ("train", "test") for c in ("a", "b")):
@@ -164,6 +167,7 @@ def test_a_failing_run_stops_nothing(train, tmp_path):
     assert summary(bad)["status"] == "completed" and "reason" not in summary(bad)
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_reported_among_good_ones(train, tmp_path):
     sweep = ["-m", *SMALL, "name=d", "wandb.mode=disabled", "optimizer.lr=1e12,0.1", "seed=0"]
     done = train(*sweep)

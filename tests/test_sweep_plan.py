@@ -132,6 +132,13 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
     assert sweep._compose(cfg, [numbers], 3, "", "").config["wandb"]["name"] == "3-3"
 
 
+def test_a_setting_may_follow_from_one_that_is_swept(swept):
+    follows = ["optimizer.lr=${schedule.p_L}", "wandb.name=run-${hydra:job.num}"]
+    points = sweep.plan(swept("schedule.p_L=0.6,0.8", *follows, *SMALL))
+    assert [point.config["optimizer"]["lr"] for point in points] == [0.6, 0.8]
+    assert [point.config["wandb"]["name"] for point in points] == ["run-0", "run-1"]
+
+
 @pytest.mark.parametrize(
     "overrides, message",
     [

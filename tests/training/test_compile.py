@@ -118,6 +118,7 @@ def test_a_run_that_reaches_the_limit_of_graphs_fails(tmp_path, monkeypatch):
         make(tmp_path / "run", "trainer.epochs=1", backend="eager").fit()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides, name, graphs",
     [
