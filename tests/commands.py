@@ -5,7 +5,6 @@ process id, signals and an exit status of its own, and imports sdnet itself. It 
 a second where a new interpreter needs five.
 """
 
-import atexit
 import os
 import runpy
 import sys
@@ -96,7 +95,6 @@ def _run(folder, variables, printed, function, args):
     if isinstance(status, str):
         print(status, file=sys.stderr)
         status = 1
-    atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status or 0)

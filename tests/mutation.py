@@ -1,11 +1,11 @@
 """Puts single faults into the code, one at a time, and counts those that the tests notice.
 
-    python tests/mutation.py                          # one fault in 16 of those there are
+    python tests/mutation.py                          # one fault in 20 of those there are
     python tests/mutation.py sdnet/data --one-in 1    # every fault in a folder or file
 
 A fault is a comparison turned round, a condition negated, a number moved, a name changed, an
 argument or a statement left out, ... . Which of them make the sample depends on their text alone:
-code that only moves keeps its own. The tests of launchers are left out. Needs `coverage`.
+code that only moves keeps its own. Tests marked slow are left out. Needs `coverage`.
 
 What passes unnoticed, and why, is written in `survivors.txt`; a fault that is listed there as
 equivalent (it changes nothing) does not count.
@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from tests.commands import FORKED  # noqa: E402
 
+QUICK = ["-n", "0", "-m", "not slow", "-q", "-p", "no:cacheprovider"]
 REASONS = Path(__file__).with_name("survivors.txt")
 COMPARISONS = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "in": "not in"}
 COMPARISONS |= {"not in": "in", "is": "is not", "is not": "is"}
@@ -252,8 +253,7 @@ def _pytest(tree: str, arguments: list[str], log: str) -> None:
         del sys.modules[name]
     import pytest
 
-    options = ["-n", "0", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
-    status = int(pytest.main([*options, *arguments]))
+    status = int(pytest.main([*QUICK, "-x", *arguments]))
     sys.stdout.flush()
     os._exit(status)
 
@@ -291,12 +291,11 @@ class Reach:
             settings = tree / ".coveragerc"
             settings.write_text(
                 f"[run]\nsource = {tree / 'sdnet'}\nparallel = true\nsigterm = true\n"
-                f"data_file = {folder}/data\npatch = subprocess, _exit\n"
-                "concurrency = multiprocessing, thread\n"
+                f"data_file = {folder}/data\npatch = subprocess, fork, _exit\n"
             )
             start = time.monotonic()
             command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m"]
-            command += ["pytest", "-n", "0", "-q", test]
+            command += ["pytest", *QUICK, test]
             done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
             seconds = time.monotonic() - start
             if done.returncode not in (0, 5):
@@ -372,7 +371,7 @@ def known_reasons() -> dict[tuple[str, str], str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("places", nargs="*", default=["sdnet"], help="files or folders")
-    parser.add_argument("--one-in", type=int, default=16, metavar="N", help="take one fault in N")
+    parser.add_argument("--one-in", type=int, default=20, metavar="N", help="take one fault in N")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--list", action="store_true", help="show the faults, run nothing")
     arguments = parser.parse_args()
@@ -386,8 +385,8 @@ def main() -> int:
         print(f"{len(faults)} faults")
         return 0
 
-    tests = {str(t.relative_to(ROOT)) for t in ROOT.glob("tests/**/test_*.py")}
-    reach = Reach(sorted(tests - {"tests/test_launchers.py"}), arguments.workers)
+    tests = sorted(str(test.relative_to(ROOT)) for test in ROOT.glob("tests/**/test_*.py"))
+    reach = Reach(tests, arguments.workers)
     reasons = known_reasons()
     trees: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
