@@ -42,6 +42,20 @@ def test_a_held_lock_is_refused_by_name_and_free_after_close(path):
     assert list(path.parent.iterdir()) == []
 
 
+def test_without_hard_links_only_one_has_the_lock_as_well(path, monkeypatch):
+    def link(*_):
+        raise PermissionError("a file system without hard links")
+
+    monkeypatch.setattr(os, "link", link)
+    first = Lock(path)
+    first.acquire()
+    assert locks.read_holder(path)["token"] == first.token
+    with pytest.raises(Locked, match=rf"process {os.getpid()} on "):
+        Lock(path).acquire()
+    first.close()
+    assert list(path.parent.iterdir()) == []
+
+
 def test_a_killed_process_on_this_machine_loses_its_lock_at_once(path):
     code = "import sys, time; from pathlib import Path; from sdnet.lock import Lock\n"
     code += "Lock(Path(sys.argv[1])).acquire(); print('held', flush=True); time.sleep(60)"

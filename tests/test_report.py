@@ -504,6 +504,52 @@ def test_every_row_has_the_command_and_the_commits_that_repeat_it(tmp_path):
     assert row["commit"] == "unknown 0123456 fedcba9+dirty"
 
 
+def test_the_settings_of_all_rows_are_listed_once_and_what_was_not_recorded_is_unknown(sweep):
+    report(sweep)
+    lines = (sweep / "report" / "report.md").read_text().splitlines()
+    listed = lines[lines.index("## Settings of all rows") + 2].split(", ")
+    assert {"model.depth 20", "optimizer.lr 0.1", "trainer.epochs 3"} <= set(listed)
+    differ = ("seed ", "schedule ", "schedule.p_L ", "trainer.threads ")
+    assert not any(text.startswith(differ) for text in listed)
+    assert "selection" not in lines[2]  # one rule for all
+    write_run(sweep / "old", where={"overrides": None}, trainer__epochs=4)
+    result, _ = report(sweep)
+    assert row_with(result, trainer__epochs=4)["command"] == "unknown"
+    lines = (sweep / "report" / "report.md").read_text().splitlines()
+    listed = lines[lines.index("## Settings of all rows") + 2].split(", ")
+    assert "optimizer.lr 0.1" in listed and not any("trainer.epochs" in text for text in listed)
+
+
+def test_rows_are_in_order_of_their_values():
+    from sdnet.analysis.collect import _order
+
+    some = ["b", 2, None, "constant", 0.5, "a"]
+    assert sorted(some, key=_order) == ["constant", None, 0.5, 2, "a", "b"]
+
+
+def test_curves_and_times_are_those_of_the_runs(tmp_path):
+    from sdnet.analysis import report_plots
+    from sdnet.analysis.collect import collect_runs, group_runs
+
+    write_run(tmp_path / "a", 0, ((9, 8), (4, 5)))
+    write_run(tmp_path / "b", 1, ((9, 6), (4, 3), (6, 7)))
+    write_run(tmp_path / "c", 0, schedule=CONSTANT, model__depth=56)
+    groups = group_runs(collect_runs([tmp_path])[0])
+    linear, baseline = report_plots.curves(groups)
+    assert (baseline.label, baseline.is_constant) == ("constant depth, depth 56", True)
+    assert linear.label == "linear decay, $p_L$ 0.5, depth 20" and linear.p_L == 0.5
+    assert (linear.series, linear.is_constant) == ("linear decay, depth 20", False)
+    assert linear.epochs == [1, 2]  # that both runs evaluated
+    assert linear.test_error.tolist() == [[8, 6], [5, 3]]
+    assert linear.train_loss.tolist() == [[2, 2], [1, 1]] and linear.train_loss.dtype == float
+    point, constant = report_plots.time_points(groups)
+    assert (constant.label, constant.series) == ("", "constant depth, depth 56")
+    assert (constant.seconds, constant.error) == ((30, None), (5, None))
+    assert (point.label, point.series) == ("0.5", "linear decay, depth 20")
+    assert point.seconds == (30.5, pytest.approx(0.5**0.5))
+    assert point.error == (4, pytest.approx(2**0.5))
+
+
 def test_different_rules_of_selection_are_told(sweep):
     rule = "last epoch (no validation images)"
     assert "WARNING" not in report(sweep)[1]
