@@ -248,6 +248,8 @@ def _pytest(tree: str, arguments: list[str], log: str) -> None:
     for stream in (1, 2):
         os.dup2(file, stream)
     os.chdir(tree)
+    # What this process forks in its turn would begin with this module, and with its ROOT.
+    sys.modules["__main__"].__file__ = None
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
     for name in [n for n in sys.modules if n.partition(".")[0] in ("sdnet", "tests")]:
         del sys.modules[name]
@@ -356,16 +358,19 @@ def _statement(file: str, line: int) -> set[int]:
 # -- reasons and the report -----------------------------------------------------------------------
 
 
-def known_reasons() -> dict[tuple[str, str], str]:
-    """What `survivors.txt` says: (line before, line after) -> "equivalent: ..." or "left: ..."."""
-    reasons = {}
-    for block in REASONS.read_text().split("\n\n") if REASONS.exists() else []:
-        lines = [line for line in block.splitlines() if line and not line.startswith("#")]
-        if lines:
-            reason, *pairs = lines
-            for before, after in zip(pairs[::2], pairs[1::2], strict=True):
-                reasons[before[2:], after[2:]] = reason
-    return reasons
+def listed(path: Path) -> dict[tuple[str, str], str]:
+    """The faults in `survivors.txt` or in what this module printed: (before, after) -> the reason.
+
+    A reason, or a place, is followed by a line `- before` and a line `+ after` for each fault.
+    """
+    found, reason = {}, ""
+    lines = path.read_text().splitlines() if path.exists() else []
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("- ") and following.startswith("+ "):
+            found[line[2:], following[2:]] = reason
+        elif not line.startswith("+ "):
+            reason = line
+    return found
 
 
 def main() -> int:
@@ -373,12 +378,15 @@ def main() -> int:
     parser.add_argument("places", nargs="*", default=["sdnet"], help="files or folders")
     parser.add_argument("--one-in", type=int, default=20, metavar="N", help="take one fault in N")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--again", type=Path, metavar="LOG", help="only those that it lists")
     parser.add_argument("--list", action="store_true", help="show the faults, run nothing")
     arguments = parser.parse_args()
 
     places = [(Path.cwd() / place).resolve() for place in arguments.places]
     files = sorted({f for p in places for f in ([p] if p.is_file() else p.rglob("*.py"))})
     faults = [f for file in files for f in faults_of(file) if is_drawn(f, arguments.one_in)]
+    if arguments.again:
+        faults = [f for f in faults if (f.before, f.after) in listed(arguments.again)]
     if arguments.list:
         for fault in faults:
             print(f"{fault.file}:{fault.line}\n- {fault.before}\n+ {fault.after}")
@@ -387,7 +395,7 @@ def main() -> int:
 
     tests = sorted(str(test.relative_to(ROOT)) for test in ROOT.glob("tests/**/test_*.py"))
     reach = Reach(tests, arguments.workers)
-    reasons = known_reasons()
+    reasons = listed(REASONS)
     trees: Queue[Path] = Queue()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         for i in range(arguments.workers):
