@@ -27,6 +27,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from queue import Queue
 
@@ -279,6 +280,7 @@ class Reach:
         known = sorted(
             [*ROOT.glob("sdnet/**/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "train.py"]
         )
+        known.remove(Path(__file__).resolve())
         digest = hashlib.blake2b(b"".join(f.read_bytes() for f in known), digest_size=8)
         cache = Path(tempfile.gettempdir()) / f"sdnet-reach-{digest.hexdigest()}.json"
         if not cache.exists():
@@ -365,7 +367,7 @@ def listed(path: Path) -> dict[tuple[str, str], str]:
     """
     found, reason = {}, ""
     lines = path.read_text().splitlines() if path.exists() else []
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+    for line, following in pairwise([*lines, ""]):
         if line.startswith("- ") and following.startswith("+ "):
             found[line[2:], following[2:]] = reason
         elif not line.startswith("+ "):

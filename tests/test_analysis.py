@@ -145,7 +145,7 @@ def test_one_row_without_validation_is_a_figure_too(drawn, tmp_path):
 
 
 def test_a_slope_a_small_step_and_a_rise_of_the_rate_are_not_marked(drawn, tmp_path):
-    rates = (0.1, 0.08, 0.03, 0.03, 0.02, 0.02, 0.2, 0.2)
+    rates = (0.1, 0.08, 0.03, 0.03, 0.02, 0.02, 0.2, 0.2, 0.1, 0.1)
     rows = [ROW | {"epoch": e, "lr": lr} for e, lr in enumerate(rates, start=1)]
     figure = drawn(plot_curves, rows, 4, "", tmp_path / "curves.png")
     assert [lines(axes)[1] for axes in figure.axes] == [[], []]

@@ -234,12 +234,13 @@ def test_many_curves_have_no_bands_and_are_coloured_by_p_L(figure):
     eight = figure(plots.plot_curves, some)
     assert len(eight.axes[0].collections) == 8
     baseline = curve("constant", [[5.0, 6.0]] * 2, [[1.0, 2.0]] * 2, 1.0, True, "constant depth")
-    drawn = figure(plots.plot_curves, [*some, baseline])
+    own = curve("own", [[5.0, 6.0]] * 2, [[1.0, 2.0]] * 2, None, series="own")
+    drawn = figure(plots.plot_curves, [*some, baseline, own])
     assert not drawn.axes[0].collections and legend(drawn)[1] == "mean over seeds"
     lines = drawn.axes[0].lines
     shades = [to_hex(plt.colormaps["viridis"](0.3 * i)) for i in range(4)]
-    assert [to_hex(line.get_color()) for line in lines] == [*shades, *shades, "#000000"]
-    assert [line.get_linestyle() for line in lines] == ["-"] * 4 + ["--"] * 4 + ["-"]
+    assert [to_hex(line.get_color()) for line in lines] == [*shades, *shades, "#000000", "#999999"]
+    assert [line.get_linestyle() for line in lines] == ["-"] * 4 + ["--"] * 4 + ["-", ":"]
     assert {line.get_linewidth() for line in lines} == {1.2}
     alike = [curve(str(i), [[5.0]] * 2, [[1.0]] * 2, None) for i in range(9)]
     lines = figure(plots.plot_curves, alike).axes[0].lines

@@ -24,6 +24,7 @@ def test_cosine_and_constant_rates_and_their_warm_up():
     assert cosine(2, 12) == 1.0 and cosine(7, 12) == pytest.approx(0.5)
     assert cosine(4.5, 12) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
     assert cosine(12, 12) == pytest.approx(0.0)
+    assert cosine(2.5, 3) == pytest.approx(0.5)  # an epoch is left after the warm-up
     assert [ConstantRate()(e, 10) for e in (0, 9.9)] == [1.0, 1.0]
     assert [MultiStep(warmup_epochs=1)(e, 4) for e in (0.9, 1.0, 2.0)] == pytest.approx(
         [0.1, 1, 0.1]
