@@ -132,6 +132,32 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
     assert sweep._compose(cfg, [numbers], 3, "", "").config["wandb"]["name"] == "3-3"
 
 
+def test_presets_hold_the_runs_of_the_papers_figure(swept):
+    def planned(*overrides):
+        configs_of = [point.config for point in sweep.plan(swept(*SMALL, *overrides))]
+        runs = [
+            (c["schedule"]["name"], c["schedule"].get("p_L"), c["model"]["depth"], c["seed"])
+            for c in configs_of
+        ]
+        assert len(set(runs)) == len(runs)
+        return set(runs)
+
+    tenths = [i / 10 for i in range(1, 11)]
+    # two schedules x 9 values, and the baseline once
+    assert planned("sweep=p_L") == {
+        (name, p_L, 8, 0)
+        for name in ("linear_decay", "uniform")
+        for p_L in tenths
+        if (name, p_L) != ("uniform", 1.0)
+    }
+    assert planned("sweep=p_L_depth", "model.depth=8,14", "seed=0,1") == {
+        ("linear_decay", p_L, depth, seed)
+        for p_L in tenths[4:]
+        for depth in (8, 14)
+        for seed in (0, 1)
+    }
+
+
 def test_a_setting_may_follow_from_one_that_is_swept(swept):
     follows = ["optimizer.lr=${schedule.p_L}", "wandb.name=run-${hydra:job.num}"]
     points = sweep.plan(swept("schedule.p_L=0.6,0.8", *follows, *SMALL))

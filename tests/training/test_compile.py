@@ -90,6 +90,7 @@ def stepped(model, images):
     return [logits, evaluated, *(p.grad for p in model.parameters() if p.grad is not None)]
 
 
+@pytest.mark.slow
 def test_two_epochs_compile_each_shape_once_per_mode_and_agree_with_the_plain_run(tmp_path):
     two = ["trainer.epochs=2", "schedule.p_L=0.4"]
     plain = fitted(make(tmp_path / "plain", *two))
