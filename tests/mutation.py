@@ -277,10 +277,8 @@ class Reach:
     """Which test files run which lines, and how long they take; kept between calls."""
 
     def __init__(self, tests: list[str], workers: int):
-        known = sorted(
-            [*ROOT.glob("sdnet/**/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "train.py"]
-        )
-        known.remove(Path(__file__).resolve())
+        known = sorted(f for name in ("sdnet", "tests") for f in (ROOT / name).rglob("*.py"))
+        known = [f for f in known if f.name != Path(__file__).name] + [ROOT / "train.py"]
         digest = hashlib.blake2b(b"".join(f.read_bytes() for f in known), digest_size=8)
         cache = Path(tempfile.gettempdir()) / f"sdnet-reach-{digest.hexdigest()}.json"
         if not cache.exists():
