@@ -115,17 +115,17 @@ def module(name: str, *arguments: str) -> None:
 
 
 class Together:
-    """What torchrun gives processes that work together: variables, and the store that they reach.
+    """What torchrun gives two processes that work together: variables, and a store they reach.
 
     To be kept until they have ended.
     """
 
-    def __init__(self, count: int = 2):
+    def __init__(self):
         from torch.distributed import TCPStore
 
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.variables = {
-            "WORLD_SIZE": str(count),
+            "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(self.store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
