@@ -18,7 +18,7 @@ from measure import alone, interleaved, machine, peak
 from step_time import DEVICE, Contender
 
 from sdnet import LinearDecay, resnet_cifar
-from sdnet import device as devices
+from sdnet.training import device as devices
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt

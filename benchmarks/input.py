@@ -38,7 +38,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from sdnet.data.loader import Loader
-from sdnet.data.sources import Split
+from sdnet.data.split import Split
 from sdnet.data.splits import Normalization
 
 SIZE, RESIZED = 224, 256

@@ -12,7 +12,7 @@ from statistics import mean, median
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from sdnet import device as devices
+from sdnet.training import device as devices
 
 
 def fixed_gates(stage_blocks: Sequence[int], survival: Sequence[float], vectors: int) -> list:

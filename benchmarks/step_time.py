@@ -33,10 +33,10 @@ from torchvision.ops import StochasticDepth
 from torchvision.transforms import v2
 
 from sdnet import LinearDecay, resnet_cifar, resnet_imagenet, set_gates
-from sdnet import device as devices
 from sdnet.analysis.cost import network_cost
-from sdnet.models import fused
+from sdnet.models.fast import fused
 from sdnet.models.gates import GateSampler
+from sdnet.training import device as devices
 from sdnet.training.optim import zero_skipped
 
 try:

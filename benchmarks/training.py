@@ -23,12 +23,11 @@ from measure import alone, machine
 from step_time import DEVICE, Contender, Images
 from torch.utils.data import DataLoader
 
-from sdnet import config as configs
-from sdnet import device as devices
 from sdnet import resnet_cifar
-from sdnet.build import build_data, build_trainer
-from sdnet.run import RunFolder
-from sdnet.training import console as consoles
+from sdnet.launch.build import build_data, build_trainer
+from sdnet.listeners import console as consoles
+from sdnet.runs.folder import RunFolder
+from sdnet.training import device as devices
 from sdnet.training.optim import set_rate
 from sdnet.training.trainer import Listener, Trainer
 
@@ -49,7 +48,7 @@ def composed(args: argparse.Namespace) -> dict:
     ]
     conf = Path(__file__).resolve().parents[1] / "conf"
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return configs.resolve(compose("config", overrides=overrides))
+        return compose.resolve(compose("config", overrides=overrides))
 
 
 class Bare(Listener):

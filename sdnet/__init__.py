@@ -1,7 +1,7 @@
 """Residual networks with stochastic depth (Huang et al., ECCV 2016)."""
 
 from sdnet.models.blocks import BasicBlock, Bottleneck
-from sdnet.models.gates import GateSampler, set_gates
+from sdnet.models.gates import GateSampler, set_gates, set_survival
 from sdnet.models.resnet import ResNet, make_stage, resnet_cifar, resnet_imagenet, tiny_resnet
 from sdnet.models.schedules import Constant, LinearDecay, Uniform, linear_drop_rates
 from sdnet.models.stochastic_depth import DropPath, StochasticDepth, stochastic_depth
@@ -21,6 +21,7 @@ __all__ = [
     "resnet_cifar",
     "resnet_imagenet",
     "set_gates",
+    "set_survival",
     "stochastic_depth",
     "tiny_resnet",
 ]

@@ -1,14 +1,25 @@
-"""`python -m sdnet report <folders>`: what looks at runs that are done."""
+"""`python -m sdnet train ...` trains; `python -m sdnet report <folders>` looks at what it left."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
+@contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """Ends the command where an import fails that another way of installing sdnet would mend."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error.name} is not installed: pip install '.[{extra}]' in sdnet's clone")
+
+
 def _report(arguments: argparse.Namespace) -> int:
-    from sdnet import tracking
-    from sdnet.analysis.report import write_report  # pandas and matplotlib: slow
+    with _needs("report"):
+        from sdnet.analysis.report import write_report  # pandas and matplotlib: slow
+        from sdnet.listeners import wandb as tracking
 
     try:
         report = write_report(arguments.folders, arguments.out, arguments.baseline, arguments.paper)
@@ -23,6 +34,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sdnet", description=__doc__)
     commands = parser.add_subparsers(title="commands")
+    commands.add_parser("train", help="train.py from any folder; train --help lists the settings")
     report = commands.add_parser(
         "report",
         help="table and figures over the runs in some folders",
@@ -52,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["train"]:  # whose arguments are Hydra's
+        with _needs("train"):
+            from sdnet.launch.command import run_command
+
+        sys.argv[1:] = arguments[1:]
+        run_command()
     parser = _parser()
     parsed = parser.parse_args(arguments)
     if "command" not in parsed:

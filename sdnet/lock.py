@@ -3,6 +3,11 @@
 The lock is a file that says who holds it and whose time of change is the holder's heartbeat. It
 works between machines with a shared disk. A lock is stale, and taken over, when its process is no
 more (told at once where that can be seen: on the same machine), or when its heartbeat has stopped.
+
+Why not filelock's SoftFileLease (tried: 4.3.1): it takes the lock from a process that is suspended
+but lives; one that is gone from another machine, or killed but not yet reaped, everybody who comes
+has to watch for the whole lease; an empty file stays in the way for good; and whether somebody
+works on a run it says only to who acquires it.
 """
 
 import json

@@ -6,6 +6,7 @@ and drawing more for one purpose never shifts another.
 
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -26,7 +27,7 @@ def generator(seed: int, *key: str | int) -> np.random.Generator:
 
 
 @contextmanager
-def torch_seeded(seed: int, *key: str | int):
+def torch_seeded(seed: int, *key: str | int) -> Iterator[None]:
     """Within the block, torch's global CPU generator is seeded by `(seed, *key)`; then restored."""
     with torch.random.fork_rng(devices=[]):
         # The CPU generator alone, which reads 32 bits of its seed.

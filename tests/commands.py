@@ -84,6 +84,7 @@ def _run(folder, variables, printed, function, args):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(variables)
+    sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     status = 0
     try:
         function(*args)
@@ -112,6 +113,12 @@ def module(name: str, *arguments: str) -> None:
     sys.argv = [name, *arguments]
     sys.path[0] = str(ROOT)
     runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def without(package: str, name: str, *arguments: str) -> None:
+    """`module` where a package is not installed."""
+    sys.modules[package] = None
+    module(name, *arguments)
 
 
 class Together:

@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 from functools import partial
 
@@ -45,6 +46,18 @@ def train_in():
 def train(train_in, tmp_path):
     """`train_in` the test's own, empty folder."""
     return partial(train_in, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def every_member():
+    """Configurations in which every member of every group is composed at least once."""
+    from tests.config.composed import CONF, composed
+
+    groups = ("model", "dataset", "schedule", "optimizer", "lr_schedule", "trainer", "wandb")
+    members = [[f"{g}={f.stem}" for f in sorted((CONF / g).glob("*.yaml"))] for g in groups]
+    longest = max(map(len, members))
+    turns = zip(*(itertools.islice(itertools.cycle(m), longest) for m in members), strict=True)
+    return [composed(*turn, "++dataset.root=somewhere") for turn in turns]
 
 
 def pytest_addoption(parser):

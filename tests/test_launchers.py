@@ -6,6 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.test_sweep import SMALL, metrics, run_folders, summary
 
 pytestmark = pytest.mark.slow
@@ -51,9 +52,7 @@ def test_a_study_goes_on_past_a_failed_trial_and_continues_where_it_was(train, t
 
 
 @needs("hydra_submitit_launcher")
-@pytest.mark.parametrize(
-    "tasks, start", [(1, "python train.py "), (2, "torchrun --nproc-per-node=2 train.py ")]
-)
+@pytest.mark.parametrize("tasks, start", [(1, "python "), (2, "torchrun --nproc-per-node=2 ")])
 def test_runs_as_jobs_of_their_own_with_one_process_or_two(train, tmp_path, tasks, start):
     launcher = ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={tasks}"]
     done = train(*SWEEP, *launcher, "schedule.p_L=0.5", "trainer.device=cpu", start=START)
@@ -62,4 +61,5 @@ def test_runs_as_jobs_of_their_own_with_one_process_or_two(train, tmp_path, task
     assert summary(run)["status"] == "completed"
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["processes"] == tasks
-    assert provenance["command"].startswith(start) and "schedule.p_L=0.5" in provenance["command"]
+    command = provenance["command"]
+    assert command.startswith(f"{start}{ROOT / 'train.py'} ") and "schedule.p_L=0.5" in command

@@ -10,7 +10,7 @@ import pytest
 
 from sdnet import lock as locks
 from sdnet.lock import Lock, Locked
-from sdnet.run import RunFolder
+from sdnet.runs.folder import RunFolder
 
 
 @pytest.fixture

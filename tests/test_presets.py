@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sdnet import build
 from sdnet.data.loader import Loader
-from sdnet.data.sources import Source, Split
+from sdnet.data.split import Source, Split
 from sdnet.data.splits import prepare
+from sdnet.launch import build
 from sdnet.training.optim import set_rate
-from tests.test_config import composed
+from tests.config.composed import composed
 
 
 @dataclass

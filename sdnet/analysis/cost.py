@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sdnet.models.gates import gated_modules, granularity_of, stage_blocks
+
 COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -29,6 +31,7 @@ class Cost:
     blocks: list[BlockCost]
     parameters: int
     macs: int
+    granularity: str
 
     @property
     def expected_blocks(self) -> float:
@@ -37,14 +40,22 @@ class Cost:
 
     @property
     def expected_macs(self) -> float:
-        """Multiply-adds expected in training, when closed gates skip their branch."""
+        """Multiply-adds expected in training, where closed gates skip their branch."""
+        if self.granularity == "sample":
+            return float(self.macs)  # masks save nothing
         return self.macs - sum((1.0 - b.survival) * b.branch_macs for b in self.blocks)
+
+    @property
+    def expected_share(self) -> float:
+        """The share of the multiply-adds expected in a training step's forward pass."""
+        return self.expected_macs / self.macs if self.macs else 1.0
 
 
 def network_cost(model: nn.Module, image_shape: Sequence[int]) -> Cost:
-    """The cost of a `sdnet.models.resnet.ResNet` for images (C, H, W), which is not changed.
+    """The cost of a network with gated blocks for images (C, H, W); it is not changed.
 
-    One image is computed on the model's device; on the meta device, nothing.
+    A block's shortcut is what it calls `downsample`, all else its branch. One image is computed
+    on the model's device; on the meta device, nothing.
     """
     # By hooks: torch's FlopCounterMode gives the same numbers, but like most operations on the meta
     # device it imports torch's compiler first, which takes longer than the image.
@@ -62,13 +73,13 @@ def network_cost(model: nn.Module, image_shape: Sequence[int]) -> Cost:
             module.register_forward_hook(count)
     with torch.no_grad():
         model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
+    stages = [s for s, count in enumerate(stage_blocks(model), start=1) for _ in range(count)]
     blocks = []
-    for stage, name in enumerate(model.layers, start=1):
-        for block in getattr(model, name):
-            shortcut = macs_in(getattr(block, "downsample", None))
-            branch = macs_in(block) - shortcut
-            blocks.append(BlockCost(stage, block.survival, _parameters(block), branch, shortcut))
-    return Cost(blocks, _parameters(model), macs.total())
+    for stage, block in zip(stages, gated_modules(model), strict=True):
+        shortcut = macs_in(getattr(block, "downsample", None))
+        branch = macs_in(block) - shortcut
+        blocks.append(BlockCost(stage, block.survival, _parameters(block), branch, shortcut))
+    return Cost(blocks, _parameters(model), macs.total(), granularity_of(model))
 
 
 def _parameters(module: nn.Module) -> int:

@@ -4,26 +4,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from sdnet.analysis.cost import Cost, network_cost
+from sdnet.analysis.cost import network_cost
 from sdnet.data.splits import Data
-from sdnet.models.resnet import ResNet
-from sdnet.run import run_name
+from sdnet.runs.identity import run_name
 
 
-def expected_compute(cost: Cost, config: dict[str, Any]) -> float:
-    """The share of the network's multiply-adds expected in a training step's forward pass."""
-    if config["model"]["granularity"] == "sample":
-        return 1.0  # masks save nothing
-    return cost.expected_macs / cost.macs
-
-
-def show_plan(console: Console, config: dict[str, Any], data: Data, model: ResNet) -> None:
+def show_plan(console: Console, config: dict[str, Any], data: Data, model: nn.Module) -> None:
     """Prints a row per block, the totals, the data's sizes and the run's identity."""
     cost = network_cost(model, data.image_shape)
-    table = Table(
-        "block", "stage", "p_l", "parameters", "multiply-adds", title=config["model"]["name"]
-    )
+    title = config["model"].get("name") or type(model).__name__
+    table = Table("block", "stage", "p_l", "parameters", "multiply-adds", title=title)
     for column in table.columns:
         column.justify = "right"
     for i, block in enumerate(cost.blocks, start=1):
@@ -48,9 +40,9 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: ResNe
     held_out = len(data.validation) if data.validation is not None else 0
     lines = {
         "expected depth": f"{cost.expected_blocks:.2f} of {len(cost.blocks)} blocks active",
-        "expected compute": f"{expected_compute(cost, config):.1%} of {cost.macs:,} multiply-adds "
+        "expected compute": f"{cost.expected_share:.1%} of {cost.macs:,} multiply-adds "
         "per image (forward, closed branches skipped)"
-        if config["model"]["granularity"] != "sample"
+        if cost.granularity != "sample"
         else f"100 % of {cost.macs:,} multiply-adds per image: masks save nothing",
         "data": f"{config['dataset']['name']}: {len(data.train)} training, {held_out} validation, "
         f"{len(data.test)} test images, {shape}, {len(data.classes)} classes",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdnet import rng
 from sdnet.data.batches import Batches
-from sdnet.data.sources import Split
+from sdnet.data.split import Split
 from sdnet.data.splits import Normalization
 
 

@@ -7,8 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from sdnet import rng
-from sdnet.data.sources import Source, Split
-from sdnet.data.streaming import Files
+from sdnet.data.split import Files, Source, Split
 from sdnet.models.checks import check_choice, is_number
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of values 0..1; torchvision's transforms._presets

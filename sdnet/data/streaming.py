@@ -4,14 +4,10 @@ What is random is keyed by the seed, the epoch and the image, so that the batche
 the number of workers or processes nor on where a run was interrupted.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -21,10 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from sdnet import rng
 from sdnet.data.batches import Batches
 from sdnet.data.decode import read_tensor
-from sdnet.models.checks import is_number
-
-if TYPE_CHECKING:
-    from sdnet.data.splits import Normalization
+from sdnet.data.split import Files
+from sdnet.data.splits import Normalization
 
 BATCHES_AHEAD = 2  # per worker
 MOST_WORKERS = 8  # where the number is not given
@@ -39,69 +33,6 @@ LIGHTING = (
     )
     * torch.tensor([0.2175, 0.0188, 0.0045])
 )
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How an image file becomes an image (size, size, 3).
-
-    Args:
-        size: edge in pixels.
-        resize: in evaluation the shorter side is resized to it and the centre is cropped.
-        scale: in training the crop's share of the image's area, from .. to, with an aspect ratio
-            of 3/4 to 4/3 (Szegedy et al. 2015), which is then resized.
-        color: in training brightness, contrast and saturation are changed by factors within 1 -
-            color .. 1 + color; 0 for none.
-        lighting: standard deviation of colour noise along the principal components; 0 for none.
-
-    Raises:
-        ValueError: naming the argument, its value and what is allowed.
-    """
-
-    size: int = 224
-    resize: int = 256
-    scale: Sequence[float] = (0.08, 1.0)
-    color: float = 0.4
-    lighting: float = 0.1
-
-    def __post_init__(self):
-        for name, least in (("size", 1), ("resize", self.size)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                at_least = "1" if name == "size" else f"size={self.size}"
-                raise ValueError(f"{name} must be whole and at least {at_least}, got {value!r}")
-        scale = self.scale
-        two = isinstance(scale, list | tuple) and len(scale) == 2 and all(map(is_number, scale))
-        if not two or not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must be two numbers 0 < a <= b <= 1, got {scale!r}")
-        if not is_number(self.color) or not 0 <= self.color <= 1:
-            raise ValueError(f"color must be a number 0 <= color <= 1, got {self.color!r}")
-        if not is_number(self.lighting) or not 0 <= self.lighting < float("inf"):
-            raise ValueError(f"lighting must be a number of at least 0, got {self.lighting!r}")
-
-
-@dataclass
-class Files:
-    """Image files, by their names (N,) as bytes below `folder`, with their labels (N,) as int64."""
-
-    folder: str
-    names: np.ndarray  # one array: a list of a million objects would be copied into every worker
-    labels: np.ndarray
-    reading: Reading
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of an image."""
-        return self.reading.size, self.reading.size, 3
-
-    def subset(self, rows: np.ndarray) -> Files:
-        return Files(self.folder, self.names[rows], self.labels[rows], self.reading)
-
-    def path(self, row: int) -> str:
-        return os.path.join(self.folder, os.fsdecode(self.names[row]))
 
 
 class StreamingLoader(Batches):

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdnet.models import fused
 from sdnet.models.checks import check_choice
+from sdnet.models.fast import fused
 from sdnet.models.gates import Gated
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
@@ -122,10 +122,10 @@ class ResidualBlock(Gated):
                 f"got {out_channels}"
             )
         self._build_branch(in_channels, out_channels, stride)
-        self.downsample = None
+        self.downsample: nn.Module | None = None
         if stride != 1 or in_channels != out_channels:
             if shortcut == "projection":
-                layers = [conv(in_channels, out_channels, 1, stride)]
+                layers: list[nn.Module] = [conv(in_channels, out_channels, 1, stride)]
                 if order == "post":
                     layers.append(nn.BatchNorm2d(out_channels))
                 self.downsample = nn.Sequential(*layers)
@@ -168,7 +168,7 @@ class ResidualBlock(Gated):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, rows = self.branch_weight(x)
-        if rows is not None:
+        if rows is not None and not isinstance(weight, Tensor):
             branch = self.branch(take_rows(x, rows))
             total = add_rows(self.shortcut(x), branch, rows, weight)
             # A view, which to overwrite would cost copies in the backward pass.

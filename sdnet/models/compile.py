@@ -44,14 +44,14 @@ def compile_branches(model: nn.Module, backend: str | Callable = "inductor") -> 
         raise ValueError(f"{type(model).__name__} has blocks other than ResidualBlock, or none")
     from torch import _dynamo  # takes seconds
 
-    blocks = gated_modules(model)
+    blocks = [block for block in gated_modules(model) if isinstance(block, ResidualBlock)]
     shapes = {(type(block), *(p.shape for p in block.parameters())) for block in blocks}
     # On top of what other networks in this process may need: they share torch's cache.
     limit = _dynamo.config.recompile_limit + GRAPHS * len(shapes)
     branches = {type(block).branch for block in blocks}
     compiled = {branch: _compiled(branch, limit, backend) for branch in branches}
     for block in blocks:
-        block.branch = _Branch(block, compiled[type(block).branch])
+        block.branch = _Branch(block, compiled[type(block).branch])  # type: ignore[assignment]
 
 
 def _compiled(branch: Callable, limit: int, backend: str | Callable) -> Callable:
@@ -103,7 +103,7 @@ class _Branch:
     def __call__(self, x: Tensor) -> Tensor:
         return self.compiled(self.block(), x)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return _plain, (self.block(),)
 
 

@@ -54,10 +54,10 @@ class Gated(nn.Module):
         self.gate: bool | Tensor | Subset | None = None  # None: draw one's own in training
 
     def branch_weight(self, x: Tensor) -> tuple[float | Tensor, Tensor | None]:
-        """The factor on the branch for input `x` (N, C, H, W), and the rows that it is run on.
+        """The factor on the branch for input `x` (N, ...), and the rows that it is run on.
 
         Returns:
-            weight: a float, or in training with `sample` gates a tensor of shape (N, 1, 1, 1);
+            weight: a float, or in training with `sample` gates a tensor of shape (N, 1, ..., 1);
                 0.0 means that the branch need not be run.
             rows: (k,) whole numbers; None for all.
         """
@@ -71,7 +71,7 @@ class Gated(nn.Module):
         if isinstance(gate, Subset):
             share = len(gate.rows) / gate.of
             return (self._scale(share) if share else 0.0), gate.rows if 0 < share < 1 else None
-        return (gate.to(x.dtype) * self._scale(p)).view(-1, 1, 1, 1), None
+        return (gate.to(x.dtype) * self._scale(p)).view(-1, *[1] * (x.ndim - 1)), None
 
     def _scale(self, share: float) -> float:
         """The factor in training on what survives, where that is `share` of all."""
@@ -101,9 +101,19 @@ def gated_modules(model: nn.Module) -> list[Gated]:
     return [module for module in model.modules() if isinstance(module, Gated)]
 
 
-def _granularity(modules: list[Gated]) -> str:
-    """That of all modules of a model; ValueError where there are several."""
-    found = sorted({module.granularity for module in modules})
+def stage_blocks(model: nn.Module) -> tuple[int, ...]:
+    """The gated modules per stage: those directly inside one module, e.g. an nn.Sequential."""
+    counts: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Gated):
+            stage = name.rpartition(".")[0]
+            counts[stage] = counts.get(stage, 0) + 1
+    return tuple(counts.values())
+
+
+def granularity_of(model: nn.Module) -> str:
+    """That of all gated modules of a model; ValueError where there are several."""
+    found = sorted({module.granularity for module in gated_modules(model)})
     if len(found) > 1:
         raise ValueError(f"granularity must be one for the model, got {found}")
     return found[0] if found else "batch"
@@ -122,7 +132,7 @@ class GateSampler:
     def __init__(self, model: nn.Module, seed: int):
         self.modules = gated_modules(model)
         self.seed = seed
-        self.granularity = _granularity(self.modules)
+        self.granularity = granularity_of(model)
 
     def draw(self, step: int, batch_size: int | Sequence[int]) -> Tensor:
         """Booleans on the CPU, True for open: (L,) for `batch`, (L, N) for `sample` and `subset`.
@@ -136,11 +146,11 @@ class GateSampler:
         uniform = rng.generator(self.seed, "gates", step).random(shape)
         survival = [module.survival for module in self.modules]
         if self.granularity == "subset":
-            gates = [
+            parts = [
                 _rank(part) < [[subset_size(size, p)] for p in survival]
                 for part, size in zip(_split(uniform, sizes), sizes, strict=True)
             ]
-            return torch.from_numpy(np.concatenate(gates, axis=1))
+            return torch.from_numpy(np.concatenate(parts, axis=1))
         gates = uniform < np.array(survival)[:, None]
         return torch.from_numpy(gates[:, 0] if self.granularity == "batch" else gates)
 
@@ -174,7 +184,7 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
         if gates.is_floating_point():
             raise ValueError("gates must be booleans, got floating-point numbers")
         gates = gates.bool()
-        granularity = _granularity(modules)
+        granularity = granularity_of(model)
         if gates.ndim != (1 if granularity == "batch" else 2):
             raise ValueError(
                 f"gates must be (L,) for granularity batch and (L, N) for sample and subset, "

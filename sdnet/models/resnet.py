@@ -4,9 +4,10 @@
 a small network for a notebook. Parameters carry torchvision's names throughout.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from sdnet.models.blocks import (
     norm_activate,
 )
 from sdnet.models.checks import check_choice, check_drop_rate
-from sdnet.models.schedules import Constant, LinearDecay
+from sdnet.models.schedules import Constant, LinearDecay, survival_of
 
 STEMS = ("cifar", "imagenet")
 INITS = ("fan_in", "fan_out")
@@ -46,7 +47,7 @@ def make_stage(
     *,
     survival: Sequence[float] | None = None,
     drop_rates: Sequence[float] | None = None,
-    **options,
+    **options: Any,
 ) -> nn.Sequential:
     """A stage: `num_blocks` blocks, of which the first changes the channels and the size.
 
@@ -61,18 +62,20 @@ def make_stage(
     """
     if num_blocks < 1:
         raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
-    if (survival is None) == (drop_rates is None):
+    if survival is not None and drop_rates is None:
+        name, given = "survival", survival
+    elif drop_rates is not None and survival is None:
+        name, given = "drop_rates", drop_rates
+    else:
         raise ValueError("give exactly one of survival= and drop_rates=")
-    name = "survival" if drop_rates is None else "drop_rates"
-    given = survival if drop_rates is None else drop_rates
     if len(given) != num_blocks:
         raise ValueError(f"{name} must hold {num_blocks} values, one per block, got {len(given)}")
     if drop_rates is not None:
         for d in drop_rates:
             check_drop_rate("drop_rates", d)
-        survival = [1.0 - d for d in drop_rates]
+        given = [1.0 - d for d in drop_rates]
     blocks = []
-    for i, p in enumerate(survival):
+    for i, p in enumerate(given):
         first = i == 0
         blocks.append(
             block(
@@ -126,7 +129,7 @@ class ResNet(nn.Module):
         shortcut: str = "pad",
         granularity: str = "batch",
         rescale: str = "eval",
-        init: str = "fan_in",
+        init: Literal["fan_in", "fan_out"] = "fan_in",
     ):
         super().__init__()
         if not stage_blocks or len(stage_blocks) != len(stage_widths):
@@ -144,12 +147,11 @@ class ResNet(nn.Module):
         check_choice("init", init, INITS)
         self.stage_blocks = tuple(stage_blocks)
         self.schedule = Constant() if schedule is None else schedule
-        survival = self.schedule(self.stage_blocks)
-        if len(survival) != sum(stage_blocks):
+        if not callable(self.schedule):
             raise ValueError(
-                f"schedule must give {sum(stage_blocks)} probabilities, one per block, got "
-                f"{len(survival)}"
+                f"schedule must be a survival schedule, e.g. LinearDecay(p_L=0.5), got {schedule!r}"
             )
+        survival = survival_of(self.schedule, self.stage_blocks)
         expansion = _class_of(block).expansion
 
         channels = stage_widths[0]
@@ -161,7 +163,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels) if order == "post" else None
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else None
 
-        options = {
+        options: dict[str, Any] = {
             "order": order,
             "activation": activation,
             "shortcut": shortcut,
@@ -230,13 +232,14 @@ def _forward_and_recomputation(module: nn.Module) -> tuple:
 
 
 @contextmanager
-def _statistics_kept(module: nn.Module):
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Keeps the running statistics of BatchNorm: the forward pass has moved them already."""
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     before = [(m.momentum, m.num_batches_tracked) for m in norms]
     for m in norms:
         # Not track_running_stats=False: then fewer tensors are saved than in the forward.
-        m.momentum, m.num_batches_tracked = 0.0, torch.zeros_like(m.num_batches_tracked)
+        count = m.num_batches_tracked
+        m.momentum, m.num_batches_tracked = 0.0, None if count is None else torch.zeros_like(count)
     try:
         yield
     finally:
@@ -250,7 +253,7 @@ def _check_counts(name: str, values: Sequence[int]) -> None:
         raise ValueError(f"{name} must be whole and at least 1, got {got}")
 
 
-def _class_of(block: Callable) -> Callable:
+def _class_of(block: Callable) -> Any:
     return block.func if isinstance(block, partial) else block
 
 
@@ -261,7 +264,7 @@ def resnet_cifar(
     schedule: Callable[..., list[float]] | None = None,
     *,
     stem: str = "cifar",
-    **options,
+    **options: Any,
 ) -> ResNet:
     """The CIFAR family: three stages of n blocks with widths 16, 32 and 64, option A shortcuts.
 
@@ -294,8 +297,8 @@ def resnet_imagenet(
     *,
     stem: str = "imagenet",
     shortcut: str = "projection",
-    init: str = "fan_out",
-    **options,
+    init: Literal["fan_in", "fan_out"] = "fan_out",
+    **options: Any,
 ) -> ResNet:
     """The ImageNet family, torchvision's networks: depth 18, 34 (basic), 50, 101, 152 (bottleneck).
 
@@ -320,7 +323,7 @@ def tiny_resnet(
     shortcut: str = "projection",
     granularity: str = "sample",
     rescale: str = "train",
-    **options,
+    **options: Any,
 ) -> ResNet:
     """A small three-stage network for CIFAR images in the conventions of timm and torchvision.
 

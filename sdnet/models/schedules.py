@@ -6,11 +6,28 @@ fraction of training that is done, and the result holds a survival probability p
 of depth. A schedule of your own is one such class and one file in `conf/schedule/`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sdnet.models.checks import check_choice, check_drop_rate, check_survival
 
 RULES = ("paper", "timm", "efficientnet")
+
+
+def survival_of(
+    schedule: Callable[..., Sequence[float]],
+    stage_blocks: Sequence[int],
+    progress: float | None = None,
+) -> list[float]:
+    """What a schedule gives, as floats; at its end where no `progress` is said.
+
+    Raises:
+        ValueError: that is not a survival probability for each block.
+    """
+    L = sum(stage_blocks)
+    given = schedule(stage_blocks) if progress is None else schedule(stage_blocks, progress)
+    if len(given) != L:
+        raise ValueError(f"schedule must give {L} probabilities, one per block, got {len(given)}")
+    return [check_survival("survival", p) for p in given]
 
 
 class LinearDecay:

@@ -1,4 +1,4 @@
-"""Several processes that train one network: which of them this one is, and what they exchange.
+"""Several processes that train one network: what they exchange, and how they end together.
 
 torchrun, or a submitit job with several tasks, starts the same command once per device. Each
 process draws the same gates and takes its share of every mini-batch; the first one, rank 0, alone
@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sdnet import processes
 from sdnet.data.batches import share
 
 log = logging.getLogger("sdnet")
@@ -36,24 +36,6 @@ STARTED, ENDED, ERROR = "sdnet/started", "sdnet/ended", "sdnet/error"
 
 class Lost(Exception):
     """Another process of the run answers no more."""
-
-
-@cache
-def environment() -> tuple[int, int, int]:
-    """Rank, number of processes and rank on this machine: (0, 1, 0) for a process alone."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ and "SUBMITIT_EXECUTOR" in os.environ:
-        import submitit
-
-        if submitit.JobEnvironment().num_tasks > 1:
-            variables = submitit.helpers.TorchDistributedEnvironment()
-            variables.export(set_cuda_visible_devices=False, overwrite=True)
-    names = (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    return tuple(int(os.environ.get(name, default)) for name, default in names)
-
-
-def is_main() -> bool:
-    """Whether this process is the one that speaks for all."""
-    return environment()[0] == 0
 
 
 @contextmanager
@@ -239,7 +221,7 @@ def joined(device: str) -> Iterator[World]:
     Args:
         device: as `trainer.device`; gradients on CUDA are exchanged by NCCL, all else by gloo.
     """
-    rank, size, local_rank = environment()
+    rank, size, local_rank = processes.environment()
     if size == 1:
         yield ALONE
         return

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sdnet import device as devices
 from sdnet.data.batches import share
 from sdnet.data.loader import Loader
-from sdnet.evaluation import Evaluation, evaluate
-from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival
-from sdnet.run import RunFolder, select
+from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival, stage_blocks
+from sdnet.models.schedules import survival_of
+from sdnet.runs.folder import RunFolder, select
+from sdnet.training import device as devices
 from sdnet.training.distributed import ALONE, World
+from sdnet.training.evaluation import Evaluation, evaluate
 from sdnet.training.optim import set_rate, zero_skipped
 
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
@@ -56,6 +57,7 @@ class Trainer:
 
     Args:
         model: on its device, in its memory format.
+        schedule: of the survival of the model's gated blocks; see `sdnet.models.schedules`.
         lr_schedule: called as `lr_schedule(epoch, epochs)`; see `sdnet.training.optim`.
         loaders: `train`, `test` and, where images were set aside, `validation`.
         config: the whole resolved configuration.
@@ -67,6 +69,7 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
+        schedule: Callable[..., Sequence[float]],
         optimizer: Optimizer,
         lr_schedule: Callable[[float, int], float],
         loaders: dict[str, Loader],
@@ -76,6 +79,8 @@ class Trainer:
         listeners: tuple["Listener", ...] = (),
     ):
         self.model = model
+        self.schedule = schedule
+        self.stage_blocks = stage_blocks(model)
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.loaders = loaders
@@ -174,7 +179,7 @@ class Trainer:
 
     def set_survival(self, progress: float) -> None:
         """Follows the schedule, which may change with the fraction of training done."""
-        survival = list(self.model.schedule(self.model.stage_blocks, progress))
+        survival = survival_of(self.schedule, self.stage_blocks, progress)
         if survival != self.survival:  # most schedules never change: leave the blocks alone
             set_survival(self.model, survival)
             self.survival = survival
@@ -300,7 +305,7 @@ class Trainer:
         train_seconds = counters.train_seconds + counters.interval_seconds
         rows = self.run.rows()
         best, selection = select(rows) if rows else ({}, None)
-        survival = self.model.schedule(self.model.stage_blocks)
+        survival = survival_of(self.schedule, self.stage_blocks)
         peak = None
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
@@ -321,6 +326,7 @@ class Trainer:
             "expected_active_blocks": sum(survival),
             "mean_active_blocks": counters.active / counters.step if counters.step else None,
             "blocks": len(gated_modules(self.model)),
+            "granularity": self.gates.granularity,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "peak_memory_bytes": peak,
             "other_load": counters.other_seconds / (counters.train_seconds + counters.eval_seconds)

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from sdnet.data.loader import Loader, _copied_to, augment
-from sdnet.data.sources import Split
+from sdnet.data.split import Split
 from sdnet.data.splits import Normalization
 
 

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from sdnet.data.sources import Source, Split
+from sdnet.data.split import Source, Split
 from sdnet.data.splits import Normalization, prepare
 from tests.data.keyed import philox
 

@@ -12,11 +12,11 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as TF
 
 from sdnet.data.sources import image_stream
+from sdnet.data.split import Reading
 from sdnet.data.splits import Normalization, prepare
 from sdnet.data.streaming import (
     BATCHES_AHEAD,
     LIGHTING,
-    Reading,
     StreamingLoader,
     color_map,
     default_workers,

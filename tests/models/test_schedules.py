@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.ops import StochasticDepth
 
 from sdnet import Constant, LinearDecay, Uniform, linear_drop_rates
+from sdnet.models.schedules import survival_of
 
 BAD = [0, 0.0, -1, 1.5, math.nan, math.inf, "abc", True, None]
 
@@ -99,3 +101,21 @@ def test_linear_drop_rates_by_hand_down_to_one_block(n, expected):
 def test_linear_drop_rates_refuses_by_name(n, p_max, message):
     with pytest.raises(ValueError, match=message):
         linear_drop_rates(n, p_max)
+
+
+def test_what_a_schedule_gives_is_a_probability_for_each_block():
+    seen = []
+
+    def schedule(*given):
+        seen.append(given)
+        return np.array([0.5, 1.0], np.float32)
+
+    given = survival_of(schedule, (1, 1), 0.25)
+    assert given == [0.5, 1.0] and {type(p) for p in given} == {float}
+    survival_of(schedule, (1, 1))
+    assert seen == [((1, 1), 0.25), ((1, 1),)]
+    with pytest.raises(ValueError, match=r"^schedule must give 3 probabilities, .*, got 2$"):
+        survival_of(schedule, (2, 1))
+    for wrong in (0.0, 1.1, "1", None, float("nan")):
+        with pytest.raises(ValueError, match=r"^survival must be a number with 0 < survival <= 1"):
+            survival_of(lambda *_, p=wrong: [1.0, p], (1, 1))

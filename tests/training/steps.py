@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdnet import GateSampler, set_gates
-from sdnet import config as configs
-from sdnet.build import build_trainer
-from sdnet.evaluation import evaluate
+from sdnet.config import targets
+from sdnet.launch.build import build_trainer
 from sdnet.training import distributed
 from sdnet.training.distributed import ALONE
+from sdnet.training.evaluation import evaluate
 
 CASES = [  # gates, what befalls a skipped block, normalisation
     ("model.granularity=batch", "optimizer.skipped_update=decay", "group"),
@@ -36,7 +36,7 @@ def with_group_norm(module):
 
 def make(granularity, update, norm, world=ALONE):
     """A trainer that computes in float64, where the order of a sum makes no difference."""
-    from tests.test_config import composed
+    from tests.config.composed import composed
 
     small = ["model.depth=8", "dataset.size=8", "trainer.device=cpu", "trainer.threads=1"]
     small += ["trainer.epochs=2", "dataset.shift=1", "schedule=uniform", "optimizer.lr=0.01"]
@@ -46,7 +46,7 @@ def make(granularity, update, norm, world=ALONE):
         with_group_norm(trainer.model)
     trainer.model.double().train()
     trainer.model.register_forward_pre_hook(lambda _, images: images[0].double())
-    trainer.optimizer = configs.instantiate(config, "optimizer", trainer.model.parameters())
+    trainer.optimizer = targets.instantiate(config, "optimizer", trainer.model.parameters())
     return trainer
 
 

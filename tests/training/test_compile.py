@@ -6,15 +6,18 @@ import pytest
 import torch
 from torch import nn
 
-from sdnet import BasicBlock, ResNet, build, resnet_cifar, run, set_gates
-from sdnet import config as configs
+from sdnet import BasicBlock, ResNet, resnet_cifar, set_gates
 from sdnet.analysis.cost import network_cost
+from sdnet.config import targets
+from sdnet.config.errors import ConfigError
+from sdnet.launch import build
 from sdnet.models import compile as compiling
 from sdnet.models.compile import compile_branches
 from sdnet.models.gates import Gated
-from sdnet.run import RunFolder
+from sdnet.runs.folder import RunFolder
+from sdnet.runs.identity import identity
 from sdnet.training.trainer import Interrupted
-from tests.test_config import composed
+from tests.config.composed import composed
 from tests.training.test_trainer import StopAfter
 
 SMALL = ["model.depth=8", "dataset.size=8", "trainer.device=cpu", "optimizer.lr=0.01"]
@@ -152,7 +155,7 @@ def test_inductor_computes_the_same():
 
 def test_the_setting_changes_neither_the_identity_of_a_run_nor_names_of_parameters(tmp_path):
     setting = "trainer.compile=branches"
-    assert run.identity(composed(*SMALL, setting)) == run.identity(composed(*SMALL))
+    assert identity(composed(*SMALL, setting)) == identity(composed(*SMALL))
     compiled, plain = make(tmp_path / "compiled", setting), make(tmp_path / "plain")
     assert compiled.model.state_dict().keys() == plain.model.state_dict().keys()
     assert all("branch" in vars(block) for block in compiled.model.blocks)
@@ -256,9 +259,9 @@ def test_a_model_with_other_blocks_is_refused(block, monkeypatch):
     with pytest.raises(ValueError, match=r"has blocks other than ResidualBlock, or none"):
         compile_branches(model)
     config = composed(*SMALL, "trainer.compile=branches")
-    monkeypatch.setattr(configs, "instantiate", lambda *_, **__: model)
+    monkeypatch.setattr(targets, "instantiate", lambda *_, **__: model)
     name = type(model).__name__
-    with pytest.raises(configs.ConfigError, match=f"trainer.compile must be null for {name}.* got"):
+    with pytest.raises(ConfigError, match=f"trainer.compile must be null for {name}.* got"):
         build.build_model(config, 10, 1)
 
 
@@ -267,7 +270,7 @@ def test_a_machine_without_a_compiler_is_told_before_training(monkeypatch):
 
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "no-such-compiler"))
     with pytest.raises(
-        configs.ConfigError,
+        ConfigError,
         match=r"trainer.compile must be null on this machine.* got branches: No working C\+\+",
     ):
         build.build_device(composed(*SMALL, "trainer.compile=branches"))

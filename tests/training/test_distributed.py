@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.distributed import HashStore
 
+from sdnet import processes
 from sdnet.training import distributed
 from sdnet.training.distributed import ALONE, World
 from tests import commands
@@ -91,7 +92,7 @@ def test_under_submitit_a_process_learns_its_rank_from_it(monkeypatch):
     helpers = SimpleNamespace(TorchDistributedEnvironment=Exported)
     submitit = SimpleNamespace(JobEnvironment=lambda: tasks, helpers=helpers)
     monkeypatch.setitem(sys.modules, "submitit", submitit)
-    ask = distributed.environment.__wrapped__
+    ask = processes.environment.__wrapped__
     assert ask() == (0, 1, 0)
     tasks.num_tasks = 8
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "torchrun knows better")
@@ -124,7 +125,7 @@ def test_the_command_is_stopped_and_resumed_in_one_folder(train_in, tmp_path):
     assert summary["status"] == "interrupted", err
     assert 0 < summary["steps"] < 88
     relative = str(run.relative_to(tmp_path))
-    assert out.count(f"torchrun --nproc-per-node=2 train.py resume={relative}") == 1
+    assert out.count(f"torchrun --nproc-per-node=2 {ROOT / 'train.py'} resume={relative}") == 1
 
     again = (f"resume={relative}", "wandb.mode=disabled")
     (out, _), second = commands.run_two(tmp_path, commands.train, *again)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdnet.evaluation import Evaluation
-from sdnet.run import COLUMNS
+from sdnet.runs.folder import COLUMNS
 from sdnet.training import trainer as training
+from sdnet.training.evaluation import Evaluation
 from sdnet.training.trainer import Diverged, Interrupted, Listener
 
 

@@ -81,8 +81,8 @@ def test_steps_with_closed_gates_move_the_network_as_sgd_by_hand_does(small, uni
     trainer = small(*SGD, f"optimizer.skipped_update={update}", "seed=5")
     twin, seen, stages = BySGD(trainer), [], []
     trainer.lr_schedule = lambda *at: seen.append(at) or 1 / (1 + len(seen))
-    constant = trainer.model.schedule
-    trainer.model.schedule = lambda *given: stages.append(given) or constant(*given)
+    constant = trainer.schedule
+    trainer.schedule = lambda *given: stages.append(given) or constant(*given)
     trainer.model.train()
     step = skipped = 0
     for epoch in range(2):

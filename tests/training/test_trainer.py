@@ -3,11 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from sdnet import config as configs
-from sdnet.build import build_trainer, check_batches
-from sdnet.run import RunFolder
+from sdnet.config import values
+from sdnet.config.errors import ConfigError
+from sdnet.launch.build import build_trainer, check_batches
+from sdnet.runs.folder import RunFolder
 from sdnet.training.trainer import Diverged, Interrupted, Listener
-from tests.test_config import composed
+from tests.config.composed import composed
 from tests.training.steps import with_group_norm
 
 SMALL = ["model.depth=8", "trainer.epochs=2", "dataset.size=8"]
@@ -159,7 +160,7 @@ def test_a_schedule_may_change_with_progress(tmp_path):
         seen.append(progress)
         return [1.0 - progress / 2] * 3
 
-    trainer.model.schedule = schedule
+    trainer.schedule = schedule
     trainer.fit()
     assert seen == pytest.approx([step / 22 for step in range(22)])
     assert trainer.model.blocks[0].survival == pytest.approx(1 - 21 / 44)
@@ -198,16 +199,14 @@ def test_recomputed_activations_change_nothing_on_record(tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(tmp_path, overrides, message):
-    with pytest.raises(configs.ConfigError, match=f"trainer.{message}"):
+    with pytest.raises(ConfigError, match=f"trainer.{message}"):
         make(tmp_path / "run", *overrides.split())
 
 
 def test_a_last_mini_batch_too_small_for_the_processes_is_refused():
     config = {"trainer": {"batch_size": 128, "accumulate": 1}}
     check_batches(config, 1_281_167, 15)  # 15 are left: one for each
-    with pytest.raises(
-        configs.ConfigError, match="batch_size=128 leaves 15 of 1281167 training images"
-    ):
+    with pytest.raises(ConfigError, match="batch_size=128 leaves 15 of 1281167 training images"):
         check_batches(config, 1_281_167, 16)
 
 
@@ -220,7 +219,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_cuda_trains_like_the_cpu(tmp_path, precision):
-    from sdnet import device as devices
+    from sdnet.training import device as devices
 
     overrides = ["trainer.epochs=4", f"trainer.precision={precision}"]
     device = devices.resolve("cuda")
@@ -237,10 +236,10 @@ def test_cuda_trains_like_the_cpu(tmp_path, precision):
 
 
 def test_a_device_that_is_not_there_and_tf32_on_cpu_are_refused():
-    from sdnet import device as devices
+    from sdnet.training import device as devices
 
     with pytest.raises(ValueError, match="device cuda:99 is not there"):
         devices.resolve("cuda:99")
     with pytest.raises(ValueError, match="precision tf32 needs a CUDA device"):
         devices.configure(torch.device("cpu"), "tf32", None, False)
-    assert configs.CHECKS["trainer.device"][0]("cuda:1")
+    assert values.CHECKS["trainer.device"][0]("cuda:1")

@@ -1,0 +1,69 @@
+"""How the runs of a group are repeated: the command, and the commits of the code."""
+
+import shlex
+from typing import Any
+
+from sdnet.analysis.collect import work_on
+from sdnet.analysis.groups import Group
+
+# overrides that are no setting
+NOT_REPRODUCING = ("seed", "sweep", "retry_failed", "resume", "show")
+
+
+def command(group: Group) -> str:
+    """What to type to repeat all runs of a group, on whatever machine."""
+    recorded = (run.provenance.get("overrides") for run in group.runs)
+    overrides = next((found for found in recorded if found is not None), None)
+    if overrides is None:
+        return "unknown"
+    names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    kept = [o for o, name in zip(overrides, names, strict=True) if name not in NOT_REPRODUCING]
+    kept.append(f"seed={','.join(str(run.seed) for run in group.runs)}")
+    first = work_on(group.runs[0])[0]
+    processes = first["processes"]
+    start = ["python", *first.get("program", ["train.py"])]
+    if len(group.runs) > 1:
+        start.append("-m")
+        if processes > 1:
+            kept += ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={processes}"]
+            if first.get("device") == "cuda":
+                kept.append(f"hydra.launcher.gpus_per_node={processes}")
+    elif processes > 1:
+        start = ["torchrun", f"--nproc-per-node={processes}", *start[1:]]
+    variables = {
+        "PYTHONPATH": first.get("pythonpath"),
+        "SDNET_ALLOW_TARGETS": ",".join(sorted(_own_targets(group.runs[0].config))),
+    }
+    set_first = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value]
+    return " ".join([*set_first, shlex.join([*start, *first.get("options", []), *kept])])
+
+
+def _own_targets(node: Any) -> set[str]:
+    """Targets outside the project and torch: train.py takes them only when they are listed."""
+    if isinstance(node, list):
+        return set().union(*map(_own_targets, node))
+    if not isinstance(node, dict):
+        return set()
+    target = node.get("_target_", "sdnet")
+    ours = target.partition(".")[0] in ("sdnet", "torch", "torchvision")
+    return set().union(*map(_own_targets, node.values())) | (set() if ours else {target})
+
+
+def commits(group: Group) -> str:
+    """The short hashes of the code that computed a group's runs: sdnet's, and its user's own."""
+    found = {}
+    for run in group.runs:
+        for entry in work_on(run):
+            own = entry.get("project")
+            found[_code(entry) + (f" (own code {_commit(own)})" if own else "")] = None
+    return " ".join(found)
+
+
+def _code(entry: dict[str, Any]) -> str:
+    version = entry.get("versions", {}).get("sdnet")
+    return f"sdnet {version}" if not entry.get("git_commit") and version else _commit(entry)
+
+
+def _commit(entry: dict[str, Any]) -> str:
+    commit = entry.get("git_commit")
+    return commit[:7] + ("+dirty" if entry.get("git_dirty") else "") if commit else "unknown"

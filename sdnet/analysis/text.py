@@ -1,0 +1,189 @@
+"""A report in words: the table as it is printed and in Markdown, and how its numbers came about."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sdnet.analysis.collect import LeftOut
+from sdnet.analysis.groups import Group, plain
+from sdnet.analysis.statistics import LOAD, TOP5
+
+NONE = "\N{EN DASH}"
+
+
+def _mean_std(mean: float, std: float | None) -> str:
+    return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if row["reference"] == row["id"]:
+        return "reference"
+    if not row["difference_n"]:
+        return NONE
+    text = f"{row['difference_mean']:+.2f}"
+    if row["difference_n"] > 1:
+        text += f" [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
+    return text if row["difference_n"] == row["n"] else f"{text} (n = {row['difference_n']})"
+
+
+def _saving(row: dict[str, Any]) -> str:
+    if row["times_not_comparable"]:
+        return "not comparable"
+    return NONE if row["time_saving"] is None else f"{100 * row['time_saving']:.1f} %"
+
+
+def _rules(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rules by which the runs select their test error."""
+    return sorted({rule for row in rows for rule in row["selection"].split("; ")})
+
+
+def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[dict[str, str]]:
+    """The rows for print: what each column is called and says."""
+    several_rules = len(_rules(rows)) > 1
+    with_top5 = all(row[TOP5[0]] is not None for row in rows)
+    return [
+        {
+            "id": row["id"],
+            **{key: str(row[key]) for key in settings},
+            "n": str(row["n"]),
+            "seeds": row["seeds"],
+            "test error (%)": _mean_std(row["test_error_mean"], row["test_error_std"]),
+            **({"top-5 (%)": _mean_std(*(row[name] for name in TOP5))} if with_top5 else {}),
+            "final test error (%)": _mean_std(row["final_error_mean"], row["final_error_std"]),
+            "difference (points)": _difference(row),
+            "active blocks expected": f"{row['expected_active_blocks']:.2f}",
+            "measured": f"{row['mean_active_blocks']:.2f} of {row['blocks']:g}",
+            "s/epoch": f"{row['seconds_per_epoch']:.3g}",
+            "time saved": _saving(row),
+            "block evaluations saved": f"{100 * row['expected_saving']:.1f} %",
+            **({"selection": row["selection"]} if several_rules else {}),
+        }
+        for row in rows
+    ]
+
+
+PAPER = (
+    "From Huang et al. (2016), Figure 8, on CIFAR-10, one run each, in those of these figures that "
+    "are drawn: hollow grey markers in p_L (ResNet-110, read off the plot, about 0.05 either way) "
+    "and a panel in heatmap (linear decay, as printed)."
+)
+
+
+def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | None) -> list[str]:
+    """How the numbers came about; a warning comes first."""
+    rules = _rules(rows)
+    notes = []
+    if len(rules) > 1:
+        notes.append(
+            "WARNING: the runs do not select their test error by one rule, so the rows are not "
+            f"comparable throughout: {' | '.join(rules)}."
+        )
+    else:
+        notes.append(f"Test error of a run: that at its {rules[0]}; never minimised.")
+    if not any(row["reference"] for row in rows):
+        reference += " (there is none)"
+    notes += [
+        "n runs (seeds): mean ± sample standard deviation over seeds (n - 1 in the denominator).",
+        f"Difference: to {reference}, in percentage points, the mean over runs paired by seed with "
+        "the 95 % interval of Student's t; n is given where it is not that of the row.",
+        "Time saved: 1 - the ratio of the seconds per epoch of the same pairs. Not comparable: "
+        "device, processor, threads, processes or the load by other programs (by more than "
+        f"{LOAD:g} cores) differ or are unknown.",
+        "Block evaluations saved: 1 - expected active blocks / blocks; 0 with masks per image, "
+        "which save nothing.",
+    ]
+    reasons = [
+        f"{r['id']} ({r['times_not_comparable']})" for r in rows if r["times_not_comparable"]
+    ]
+    if reasons:
+        notes.append(f"Times not comparable with those of the reference: {', '.join(reasons)}.")
+    if no_time_figure:
+        notes.append(f"No figure of error against time: {no_time_figure}.")
+    return notes
+
+
+def markdown(
+    title: str,
+    printed: Sequence[dict[str, str]],
+    rows: Sequence[dict[str, Any]],
+    notes: Sequence[str],
+    common: dict[str, Any],
+    figures: Sequence[Path],
+    left_out: Sequence[LeftOut],
+) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    parts = [f"# {title}", ""]
+    parts += [line(list(printed[0])), line(["---"] * len(printed[0]))]
+    parts += [line(list(row.values())) for row in printed]
+    parts += ["", *(f"- {note}" for note in notes), ""]
+    if figures:
+        parts += ["## Figures", ""]
+        for path in figures:
+            parts += [f"![{path.stem}]({path.name})", "", f"[{path.stem}.pdf]({path.stem}.pdf)", ""]
+    parts += ["## Commands", ""]
+    for row in rows:
+        parts += [f"`{row['id']}` (commit {row['commit']}):", "", f"    {row['command']}", ""]
+    parts += ["## Settings of all rows", ""]
+    parts += [", ".join(f"{key} {value}" for key, value in common.items()), ""]
+    parts += [f"## Left out ({len(left_out)})", ""]
+    parts += [f"- `{item.folder}`: {item.reason}" for item in left_out] or ["None."]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def count(items: Sequence[Any], noun: str) -> str:
+    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
+
+
+def print_lines(console: Console, *texts: str) -> None:
+    for text in texts:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_left_out(console: Console, left_out: Sequence[LeftOut]) -> None:
+    if left_out:
+        print_lines(console, f"\nleft out ({len(left_out)}):")
+        print_lines(console, *(f"  {item.folder}: {item.reason}" for item in left_out))
+
+
+def print_table(console: Console, title: str, printed: Sequence[dict[str, str]]) -> None:
+    """On a terminal as many tables below each other as its width asks for, each with the ids;
+    elsewhere one, as wide as it needs."""
+    first, *others = printed[0]
+    words = {name: max(map(len, name.split())) for name in printed[0]}
+    widths = {name: max(words[name], *(len(row[name]) for row in printed)) for name in words}
+    tables = [[first]]
+    for name in others:
+        width = 1 + sum(widths[column] + 3 for column in (*tables[-1], name))
+        if console.is_terminal and width > console.width and len(tables[-1]) > 1:
+            tables.append([first])
+        tables[-1].append(name)
+    print_lines(console, title)
+    for columns in tables:
+        table = Table()
+        for name in columns:
+            table.add_column(Text(textwrap.fill(name, widths[name])), overflow="fold")
+        for row in printed:
+            table.add_row(*(Text(row[name]) for name in columns))
+        if console.is_terminal:
+            console.print(table)
+        else:
+            wide = Console(file=io.StringIO(), width=100_000)
+            wide.print(table)
+            print_lines(console, wide.file.getvalue().rstrip())
+
+
+def common_settings(groups: Sequence[Group]) -> dict[str, Any]:
+    """The settings that say the same in every row that has them, by dotted name."""
+    names = dict.fromkeys(key for group in groups for key in group.settings)
+    values = {n: {str(plain(g.settings[n])) for g in groups if n in g.settings} for n in names}
+    shown = {key for name in groups[0].shown for key in (name, f"{name}._target_")}
+    return {n: found.pop() for n, found in values.items() if len(found) == 1 and n not in shown}

@@ -1,0 +1,139 @@
+"""The composed configuration: resolved once and checked.
+
+The rest of the project works with the plain dictionary that `resolve` returns.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sdnet import processes
+from sdnet.config.errors import ConfigError, explain
+from sdnet.config.values import check
+from sdnet.runs.folder import RunFolder
+from sdnet.runs.identity import NOT_RESULT, canonical, run_name
+
+
+def register_resolvers() -> None:
+    """Makes `sdnet.run_name`, `sdnet.run_dir` and `sdnet.basename` known to OmegaConf."""
+    resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": _basename}
+    for name, function in resolvers.items():
+        OmegaConf.register_new_resolver(f"sdnet.{name}", function, replace=True)
+
+
+# Plugins for which conf/hydra has settings of ours, under the plugins' own names.
+PLUGINS = {
+    "launcher": ("joblib", "submitit_local", "submitit_slurm"),
+    "sweeper": ("optuna",),
+}
+
+
+def register_presets() -> None:
+    """Lets `conf/hydra/launcher/joblib.yaml` extend the plugin's settings instead of clashing.
+
+    Hydra matches a file with a registered configuration of the same name: a warning at best, an
+    error for optuna's. So what a plugin registered gets another name, `joblib_plugin`.
+    """
+    Plugins.instance()  # finds the plugins, which register themselves
+    registered = ConfigStore.instance().repo.get("hydra", {})
+    for group, names in PLUGINS.items():
+        nodes = registered.get(group, {})
+        for name in names:
+            if f"{name}.yaml" in nodes:
+                nodes[f"{name}_plugin.yaml"] = nodes.pop(f"{name}.yaml")
+
+
+def _basename(path: str) -> str:
+    return Path(path).expanduser().resolve().name or "root"
+
+
+def _run_name(_root_: DictConfig) -> str:
+    try:
+        return run_name(resolve(_root_))
+    except ConfigError:
+        return "."  # main() finds the same error and tells it
+
+
+def _run_dir(time: str, _root_: DictConfig) -> str:
+    """Where Hydra makes the folder; the current one where nothing is to be made."""
+    if _root_.show or not processes.is_main():
+        return "."
+    if _root_.resume is not None:
+        folder = Path(str(_root_.resume))
+        return str(folder) if (folder / "config.yaml").is_file() else "."
+    name = _run_name(_root_)
+    return "." if name == "." else f"outputs/{name}/{time}"
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as a plain dictionary, without Hydra's part, every value checked.
+
+    Raises:
+        ConfigError: a value that is missing or out of range, or a target that is not allowed.
+    """
+    plain = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    try:
+        config = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error)) from error
+    check(config)
+    return config
+
+
+def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """The configuration of a run to continue: the stored one, with what was overridden that
+    does not determine the result (device, threads, W&B, ...).
+
+    Args:
+        config: as composed from the command line, with `resume` set.
+        overrides: as typed, e.g. `["resume=outputs/...", "trainer.threads=1"]`.
+
+    Raises:
+        ConfigError: no run in that folder, or an override that would change the result.
+    """
+    folder = RunFolder(config["resume"])
+    if not folder.holds_run():
+        raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
+    stored = folder.config()
+    if unknown := sorted(set(config["trainer"]) - set(stored["trainer"])):
+        raise ConfigError(
+            f"resume={folder.path} was begun by an earlier version of sdnet: its configuration has "
+            f"no trainer.{unknown[0]}; start a new run"
+        )
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        key = key.partition("@")[0]
+        path = "" if key == "experiment" else key  # a preset may set anything
+        new, old = _select(config, path), _select(stored, path)
+        if canonical(new, path) != canonical(old, path):
+            raise ConfigError(
+                f"{key}={value} would change the result of the run in {folder.path}, which keeps "
+                f"its stored configuration; leave it out, or start a new run"
+            )
+        if key in NOT_RESULT or key.startswith("wandb."):
+            parent, _, last = key.rpartition(".")
+            _select(stored, parent)[last] = new
+    check(stored)
+    return stored
+
+
+def _select(config: dict[str, Any], path: str) -> Any:
+    for key in filter(None, path.split(".")):
+        config = config.get(key, {})
+    return config
+
+
+def remove_empty(folder: Path) -> None:
+    """Removes the folder that Hydra made for a run that never began, and empty ones above it."""
+    if folder != Path.cwd():
+        with suppress(OSError):
+            os.removedirs(os.path.relpath(folder))
+
+
+register_resolvers()  # here, so that a launcher's worker processes know them too

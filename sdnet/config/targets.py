@@ -1,0 +1,115 @@
+"""Which classes and functions a configuration may name, and the objects that it then gets."""
+
+import importlib
+import inspect
+import os
+import sys
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_object
+
+from sdnet.config.errors import ConfigError, in_group
+
+ALLOW_VARIABLE = "SDNET_ALLOW_TARGETS"
+# What a target may be, by the group it stands in: public objects that this module of ours defines,
+# or lists in its `__all__`, and subclasses of a class of torch's that torch or torchvision defines.
+TARGETS = {
+    "model": ("sdnet.models", "torch.nn.Module"),
+    "dataset": ("sdnet.data.sources", None),
+    "schedule": ("sdnet.models.schedules", None),
+    "optimizer": (None, "torch.optim.Optimizer"),
+    "lr_schedule": ("sdnet.training.optim", None),
+}
+# Keys of a group that are ours: they never reach the group's target.
+LABELS = {
+    "model": ("name",),
+    "dataset": ("name", "validation", "normalization", "shift", "flip"),
+    "schedule": ("name",),
+    "optimizer": ("skipped_update",),
+    "lr_schedule": (),
+}
+
+
+def check_target(path: str, target: Any) -> None:
+    """Refuses a `_target_` unless what it resolves to is one of the project's building blocks.
+
+    Allowed is what TARGETS says for the group that `path` begins with, and the names listed
+    (separated by commas) in the environment variable SDNET_ALLOW_TARGETS.
+
+    Raises:
+        ConfigError: naming the setting and the target.
+    """
+    listed = [t.strip() for t in os.environ.get(ALLOW_VARIABLE, "").split(",")]
+    if isinstance(target, str) and target and target in listed:
+        try:
+            get_object(target)
+        except Exception as error:
+            why = " ".join(str(error).split())
+            raise ConfigError(
+                f"{path}={target} cannot be imported ({why}). The folder that holds "
+                f"{target.split('.')[0]} must be where Python looks: PYTHONPATH=. before the "
+                f"command adds the current one"
+            ) from error
+        return
+    # Nothing is imported for a name that starts elsewhere: importing runs code.
+    known = isinstance(target, str) and target.split(".")[0] in ("sdnet", "torch", "torchvision")
+    found = _locate(target) if known else None
+    if _is_building_block(found, *TARGETS.get(path.split(".")[0], (None, None))):
+        return
+    problem = "does not exist" if known and found is None else "is not allowed"
+    raise ConfigError(
+        f"{path}={target} {problem} here: a target must be a block, network, schedule, data "
+        f"set or optimizer of sdnet or torch, in its own group. To use one of your own, list it in "
+        f"the environment variable {ALLOW_VARIABLE}."
+    )
+
+
+def _locate(target: str) -> Any:
+    """The object that a dotted name means, or None."""
+    parts = target.split(".")
+    for n in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:n]))
+        except ImportError:
+            continue
+        for part in parts[n:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+def _is_building_block(found: Any, ours: str | None, base: str | None) -> bool:
+    """Judged by the object itself: by what it is and where its definition stands, not its name."""
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        return False
+    home = sys.modules.get(found.__module__)
+    if home is None or getattr(home, found.__qualname__, None) is not found:
+        return False  # __module__ can be forged
+    if found.__module__.split(".")[0] == "sdnet":
+        inside = ours is not None and f"{found.__module__}.".startswith(f"{ours}.")
+        room = sys.modules.get(ours or "")
+        inside = inside or any(getattr(room, n) is found for n in getattr(room, "__all__", ()))
+        return inside and not found.__name__.startswith("_")
+    foreign = found.__module__.split(".")[0] in ("torch", "torchvision")
+    return (
+        foreign and base is not None and inspect.isclass(found) and issubclass(found, _locate(base))
+    )
+
+
+def instantiate(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
+    """The object that a group of the checked configuration describes.
+
+    Raises:
+        ConfigError: what the target's own checks found, with the group named.
+    """
+    from hydra.utils import instantiate as hydra_instantiate
+
+    node = {k: v for k, v in config[group].items() if k not in LABELS[group]}
+    try:
+        return hydra_instantiate(node, *args, **kwargs, _convert_="all")
+    except Exception as error:  # Hydra 1.4 raises what the target raised, 1.3 one of its own
+        cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, ValueError | TypeError | OSError):
+            raise ConfigError(in_group(group, config[group], cause)) from error
+        raise

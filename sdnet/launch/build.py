@@ -1,0 +1,212 @@
+"""From a checked configuration to the objects of a run."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from sdnet import rng
+from sdnet.config import targets
+from sdnet.config.errors import ConfigError, errors_of
+from sdnet.training import device as devices
+from sdnet.training.distributed import ALONE, World
+
+
+def build_data(config: dict[str, Any]):
+    """The data of a run, `sdnet.data.splits.Data`."""
+    from sdnet.data.split import Source
+    from sdnet.data.splits import prepare
+
+    dataset = config["dataset"]
+    source = targets.instantiate(config, "dataset")
+    if not isinstance(source, Source):
+        raise ConfigError(
+            f"dataset._target_ must be a function that returns a sdnet.data.split.Source, got "
+            f"{type(source).__name__}"
+        )
+    with errors_of(config, "dataset"):
+        return prepare(source, dataset["validation"], dataset["normalization"], config["seed"])
+
+
+def build_schedule(config: dict[str, Any]):
+    """The schedule of survival."""
+    schedule = targets.instantiate(config, "schedule")
+    if not callable(schedule):
+        raise ConfigError(
+            f"schedule._target_ must make a callable schedule(stage_blocks, progress), got "
+            f"{type(schedule).__name__}"
+        )
+    return schedule
+
+
+def build_model(config: dict[str, Any], num_classes: int, in_channels: int, schedule=None):
+    """The network with its schedule, initialised by the seed, on torch's default device.
+
+    Its target is called with these three as well: schedule=, num_classes= and in_channels=.
+    """
+    schedule = schedule or build_schedule(config)
+    with rng.torch_seeded(config["seed"], "init"):
+        model = targets.instantiate(
+            config, "model", schedule=schedule, num_classes=num_classes, in_channels=in_channels
+        )
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model._target_ must make an nn.Module, got {type(model).__name__}")
+    group = config["trainer"]["checkpoint_blocks"]
+    if group is not None:
+        if not hasattr(model, "checkpoint_blocks"):
+            raise ConfigError(
+                f"trainer.checkpoint_blocks must be null for {type(model).__name__}, which cannot "
+                f"do it, got {group}"
+            )
+        model.checkpoint_blocks = group
+    if config["trainer"]["compile"] is not None:
+        from sdnet.models.compile import compilable
+
+        if not compilable(model):
+            raise ConfigError(
+                f"trainer.compile must be null for {type(model).__name__}, whose blocks are not "
+                f"sdnet's ResidualBlock, got {config['trainer']['compile']}"
+            )
+    _check_blocks(config, model, schedule)
+    return model
+
+
+def _check_blocks(config: dict[str, Any], model, schedule) -> None:
+    """Finds what the trainer would, of a network or a schedule of one's own."""
+    from sdnet.models.gates import gated_modules, stage_blocks
+    from sdnet.models.schedules import survival_of
+
+    if not gated_modules(model):
+        raise ConfigError(
+            f"model._target_ must make a network with blocks that can be skipped, subclasses of "
+            f"sdnet.models.gates.Gated such as BasicBlock; {type(model).__name__} has none"
+        )
+    try:
+        for progress in (0.0, 1.0):
+            survival_of(schedule, stage_blocks(model), progress)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"schedule: called with {stage_blocks(model)}, {progress} it fails: {error}"
+        ) from error
+
+
+def build_device(config: dict[str, Any], world: World = ALONE):
+    """The device of this process, with torch's global switches set for this run."""
+    settings = config["trainer"]
+    with errors_of(config, "trainer"):
+        device = devices.resolve(settings["device"], world.local_rank if world.size > 1 else None)
+        devices.configure(
+            device, settings["precision"], settings["threads"], settings["deterministic"]
+        )
+        if settings["sync_batchnorm"] and device.type != "cuda":
+            raise ValueError("sync_batchnorm must be false without CUDA, got true")
+        if settings["compile"] is not None:
+            from sdnet.models.compile import check_compiler
+
+            check_compiler(device)
+    devices.fuse(device, settings["fused"], settings["channels_last"])
+    return device
+
+
+def build_wandb_mode(config: dict[str, Any]) -> str:
+    """online, offline or disabled: what `wandb.mode` comes to on this machine."""
+    from sdnet.listeners import wandb as tracking
+
+    with errors_of(config, "wandb"):
+        return tracking.resolve_mode(config["wandb"]["mode"])
+
+
+def build_optimization(config: dict[str, Any], model):
+    """The optimizer of the model's parameters, and the learning-rate schedule."""
+    optimizer = targets.instantiate(config, "optimizer", model.parameters())
+    return optimizer, targets.instantiate(config, "lr_schedule")
+
+
+def check_optimization(config: dict[str, Any], model) -> None:
+    """Finds the mistakes that `build_optimization` would find, a second faster."""
+    from torch.optim import Optimizer
+
+    # torch has decorated this method so that its first call imports torch's compiler; without the
+    # decorator it does the same.
+    decorated = Optimizer.add_param_group
+    Optimizer.add_param_group = inspect.unwrap(decorated)
+    try:
+        build_optimization(config, model)
+    finally:
+        Optimizer.add_param_group = decorated
+
+
+def build_trainer(config: dict[str, Any], run, world: World = ALONE):
+    """A trainer; the model's memory format comes before the optimizer, and that before a state.
+
+    Args:
+        run: the run folder; None in a process that keeps none.
+    """
+    import torch
+
+    from sdnet.training.trainer import Trainer
+
+    settings = config["trainer"]
+    device = build_device(config, world)
+    with world.one_first():
+        data = build_data(config)
+    check_batches(config, len(data.train), world.size)
+    schedule = build_schedule(config)
+    model = build_model(config, len(data.classes), data.image_shape[0], schedule)
+    if settings["sync_batchnorm"]:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+    model = model.to(device, memory_format=layout)
+    if settings["compile"] is not None:
+        from sdnet.models.compile import compile_branches
+
+        compile_branches(model)
+    optimizer, lr_schedule = build_optimization(config, model)
+    loaders = build_loaders(config, data, device, world)
+    world.meet()  # a mistake that one of them finds is found before the run folder is made
+    return Trainer(model, schedule, optimizer, lr_schedule, loaders, config, run, world)
+
+
+def check_batches(config: dict[str, Any], images: int, processes: int) -> None:
+    """Raises a ConfigError where a process or a part of a mini-batch would have too few images."""
+    size, accumulate = config["trainer"]["batch_size"], config["trainer"]["accumulate"]
+    least = 2 * accumulate * processes
+    if size < least:
+        raise ConfigError(
+            f"trainer.batch_size must be {least} or more for accumulate={accumulate} and "
+            f"{processes} process(es), so that each part has two images, got {size}"
+        )
+    last = images % size or size
+    if last < processes:
+        raise ConfigError(
+            f"trainer.batch_size={size} leaves {last} of {images} training images for an epoch's "
+            f"last step: too few for {processes} processes; choose another size"
+        )
+
+
+def build_loaders(config: dict[str, Any], data, device, world: World) -> dict[str, Any]:
+    """The loaders of the parts: `train`, `test` and, where there is one, `validation`."""
+    from sdnet.data.loader import Loader
+    from sdnet.data.split import Files
+    from sdnet.data.streaming import StreamingLoader
+
+    settings, dataset = config["trainer"], config["dataset"]
+    streams = isinstance(data.train, Files)
+    augmentation = {"seed": config["seed"], "flip": dataset.get("flip", False)}
+    if not streams:
+        augmentation["shift"] = dataset.get("shift", 0)
+    common = {"channels_last": settings["channels_last"], "rank": world.rank, "ranks": world.size}
+    if streams:
+        common["workers"] = settings["workers"]
+    make = partial(
+        StreamingLoader if streams else Loader,
+        normalization=data.normalization,
+        batch_size=settings["batch_size"],
+        device=device,
+        **common,
+    )
+    loaders = {"train": make(data.train, **augmentation), "test": make(data.test)}
+    if data.validation is not None:
+        loaders["validation"] = make(data.validation)
+    return loaders

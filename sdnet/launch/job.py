@@ -1,0 +1,69 @@
+"""One job: a composed configuration is checked, and then shown or trained."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from sdnet import processes
+from sdnet.config import compose
+from sdnet.config.errors import ConfigError, RunError
+from sdnet.runs.folder import RunFolder
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Called by Hydra, once for each run; returns the lowest validation error in percent."""
+    hydra = HydraConfig.get()
+    folder = Path(os.path.relpath(hydra.runtime.output_dir))
+    try:
+        config = compose.resolve(cfg)
+        if config["resume"] is not None:
+            config = compose.resumed(config, hydra.overrides.task)
+        if config["show"]:
+            return show(config) if processes.is_main() else None
+        return train(config, folder, hydra.mode == RunMode.MULTIRUN)
+    except ConfigError:
+        compose.remove_empty(folder)
+        raise
+
+
+def show(config: dict[str, Any]) -> None:
+    """Prints what would be trained."""
+    from sdnet.analysis.plan import show_plan
+    from sdnet.launch import build
+    from sdnet.listeners import console
+
+    build.build_device(config)
+    data = build.build_data(config)
+    build.check_batches(config, len(data.train), processes.environment()[1])
+    model = build.build_model(config, len(data.classes), data.image_shape[0])
+    build.check_optimization(config, model)
+    show_plan(console.set_up(), config, data, model)
+
+
+def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
+    """Trains in a new or a resumed run folder; returns the lowest validation error in percent."""
+    from sdnet.launch import session
+    from sdnet.launch.provenance import command
+    from sdnet.listeners import console as consoles
+    from sdnet.training import distributed
+    from sdnet.training.trainer import Interrupted
+
+    console = consoles.set_up()
+    run = RunFolder(config["resume"] or folder)
+    with distributed.joined(config["trainer"]["device"]) as world:
+        try:
+            return session.work(config, run, world, console, in_sweep)
+        except Interrupted as error:
+            if world.is_main:
+                print(f"{error}; to continue: {command(f'resume={run.path}')}")
+            session.hand_over(error)
+            raise KeyboardInterrupt from error
+        except RunError as error:
+            if not in_sweep:
+                raise
+            ended = type(error)(str(error))
+        raise ended  # without its traceback: its frames hold the network, and Hydra keeps the error

@@ -1,0 +1,128 @@
+"""Where a run comes from: the command that repeats it, the code's commits, versions, the device."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+from sdnet import processes
+from sdnet.runs.folder import RunFolder
+from sdnet.training import device as devices
+
+PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb")
+TYPED = "SDNET_TYPED"  # what was typed, for processes that a launcher starts
+PYTHONPATH = "PYTHONPATH"
+
+
+def remember_command() -> None:
+    """Notes how this program was started, before anything changes it."""
+    program = [sys.argv[0]]
+    if Path(program[0]).name == "__main__.py":
+        program = ["-m", "sdnet", "train"]
+    noted = {"program": program, PYTHONPATH: os.environ.get(PYTHONPATH)}
+    os.environ[TYPED] = json.dumps(noted)
+
+
+def _typed() -> dict[str, Any]:
+    return json.loads(os.environ.get(TYPED, "null")) or {"program": ["train.py"], PYTHONPATH: None}
+
+
+def command(*overrides: str) -> str:
+    """What to type for a run of as many processes as this one has."""
+    _, size, _ = processes.environment()
+    start = ["python"]
+    if size > 1:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        nodes = [f"--nnodes={size // here}"] if size > here else []
+        start = ["torchrun", *nodes, f"--nproc-per-node={here}"]
+    return shlex.join([*start, *_typed()["program"], *overrides])
+
+
+def origin(config: dict[str, Any]) -> dict[str, Any]:
+    """What it takes to repeat a run: command, commits, versions, seed.
+
+    `overrides` are this run's own, whatever was swept, `options` those of Hydra's that say where
+    settings are: `python <program> <options> <overrides>` repeats it, with `pythonpath`.
+    """
+    hydra = HydraConfig.get()
+    overrides, options = list(hydra.overrides.task), _options(hydra)
+    swept = hydra.mode == RunMode.MULTIRUN
+    return {
+        "command": command(*([*options, *overrides] if swept else sys.argv[1:])),
+        "program": _typed()["program"],
+        "options": options,
+        "overrides": overrides,
+        "pythonpath": _typed()[PYTHONPATH],
+        "folder": os.getcwd(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_commits(),
+        "versions": {"python": platform.python_version(), "sdnet": _version("sdnet")}
+        | {name: _version(name) for name in PACKAGES},
+        "host": platform.node(),
+        "seed": config["seed"],
+    }
+
+
+def _options(hydra: Any) -> list[str]:
+    sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    options = [f"--config-dir={os.path.relpath(path)}" for path in sources]
+    name = hydra.job.config_name
+    return options if name == "config" else [*options, f"--config-name={name}"]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # sdnet used from a checkout
+        return None
+
+
+def note_device(run: RunFolder, device: torch.device) -> None:
+    """Adds to the provenance of this process's work what its timings depend on."""
+    known = run.provenance()
+    where = devices.describe(device) | {"processes": processes.environment()[1]}
+    (known["resumed"][-1] if "resumed" in known else known).update(where)
+    run.write_provenance(known)
+
+
+def _commits() -> dict[str, Any]:
+    """The commit of sdnet's checkout, and that of another one in which the command was typed.
+
+    None where there is none; dirty where a file differs that could change a result.
+    """
+    here = Path(__file__).resolve()
+    ours = here.parent if _git(here.parent, "ls-files", "--error-unmatch", here.name) else None
+    known = {
+        "git_commit": _git(ours, "rev-parse", "HEAD") if ours else None,
+        "git_dirty": _is_dirty(ours) if ours else False,
+    }
+    root = _git(Path.cwd(), "rev-parse", "--show-toplevel")
+    if root and (ours is None or Path(root).resolve() not in ours.parents):
+        project = {"git_commit": _git(Path(root), "rev-parse", "HEAD")}
+        known["project"] = project | {"git_dirty": _is_dirty(Path(root))}
+    return known
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in a folder; None where that is no checkout."""
+    try:
+        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _is_dirty(folder: Path) -> bool:
+    """Whether a checkout differs from its commit, by code and settings; run folders are none."""
+    changes = (_git(folder, "status", "--porcelain") or "").splitlines()
+    return any(not line.startswith("??") or line.endswith((".py", ".yaml")) for line in changes)

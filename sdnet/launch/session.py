@@ -1,0 +1,303 @@
+"""One process's work on a run: where it comes from, how it ends, and what is left of it."""
+
+import logging
+import signal
+import uuid
+from collections.abc import Callable
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sdnet.config.errors import Busy, ConfigError, RunError
+from sdnet.launch import build
+from sdnet.launch.provenance import command, note_device, origin
+from sdnet.listeners import wandb as tracking
+from sdnet.listeners.console import ConsoleListener, result_lines
+from sdnet.lock import Lock, Locked
+from sdnet.models.schedules import survival_of
+from sdnet.runs.folder import RunFolder
+from sdnet.runs.identity import run_name
+from sdnet.training.distributed import ALONE, Lost, World
+from sdnet.training.trainer import Diverged, Interrupted, Listener, Trainer
+
+log = logging.getLogger("sdnet")
+
+
+class Guard(Listener):
+    """Ends a run whose lock was taken over while this process was suspended."""
+
+    def __init__(self, lock: Lock, run: RunFolder):
+        self.lock, self.run = lock, run
+
+    def on_step(self, trainer: Trainer) -> None:
+        if self.lock.lost:  # the heartbeat found it
+            self.check()
+
+    def check(self) -> None:
+        """Raises Busy where another process has the run by now."""
+        if not self.lock.held():
+            raise Busy(f"{self.run.path} was taken over by another process")
+
+
+def begin(run: RunFolder, config: dict[str, Any]) -> None:
+    """Makes the folder of a new run; a resumed one's provenance lists each time that happened."""
+    here = origin(config)
+    if run.holds_run():
+        if run.ended() == "diverged":
+            run.restart()  # its last checkpoint may hold the seed of it
+        run.remove_temporary()
+        known = run.provenance()
+        run.write_provenance(known | {"resumed": [*known.get("resumed", []), here]})
+        run.set_status("running")
+    else:
+        run.create(config, here | {"wandb_id": uuid.uuid4().hex[:8]})
+
+
+def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of a run in which nothing is left to do, which is told; None where there is.
+
+    Raises:
+        RunError: the folder holds another run, or one that failed or diverged and is not to be
+            tried again.
+    """
+    try:
+        run.check_identity(config)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    state = run.ended()  # where another process works on it, the lock will tell
+    resumed = config["resume"] is not None
+    if state in ("failed", "diverged") and not (resumed or config["retry_failed"]):
+        raise RunError(
+            f"{run.path} {state} before ({run.summary().get('reason')}); retry_failed=true tries "
+            f"it again"
+        )
+    if state != "completed":
+        return None
+    summary = run.summary()
+    log.info("%s is completed: %.2f %% test error", run.path, summary["test_error"])
+    if resumed:
+        for line in result_lines(config, summary, str(run.path)):
+            log.info(line)
+    return summary
+
+
+def work(
+    config: dict[str, Any], run: RunFolder, world: World, console: Console, in_sweep: bool
+) -> float | None:
+    """This process's part in a run; returns the lowest validation error in percent.
+
+    Raises:
+        ConfigError: a mistake found before anything was written.
+        RunError, Interrupted: see `train`.
+    """
+    if not world.is_main:
+        return follow(config, world)
+    summary = finished(run, config)
+    if summary is None:
+        wandb_mode = build.build_wandb_mode(config)
+
+        def make_trainer():
+            world.start()
+            return build.build_trainer(config, run, world)
+
+        if not in_sweep:  # a sweep was checked before it began; what fails now belongs on record
+            try:
+                trainer = make_trainer()
+            except Lost as error:
+                raise ConfigError(world.error_elsewhere() or str(error)) from error
+            make_trainer = lambda: trainer  # noqa: E731
+        summary = train(make_trainer, run, config, wandb_mode, console, world)
+    return summary["val_error"]
+
+
+def train(
+    make_trainer: Callable[[], Trainer],
+    run: RunFolder,
+    config: dict[str, Any],
+    wandb_mode: str,
+    console: Console,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Trains a new or unfinished run to its end, and returns its summary.
+
+    Whatever happens, the run folder says so: from the first moment on it holds the configuration
+    and a status, and while this process works on it, its lock.
+
+    Raises:
+        Busy: another process works on the run.
+        RunError: the run failed or diverged, now or before.
+        Interrupted: asked to stop by Ctrl-C or SIGTERM; the state is saved.
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = run.lock()
+    try:
+        lock.acquire()
+    except Locked as error:
+        raise Busy(f"{run.path} {error}") from error
+    with closing(lock):
+        summary = finished(run, config)
+        if summary is not None:  # another process was faster
+            return summary
+        begin(run, config)
+        with _log_file(run), ConsoleListener(console) as shown:
+            summary = _train(make_trainer, run, config, wandb_mode, Guard(lock, run), shown, world)
+            for line in result_lines(config, summary, str(run.path)):
+                log.info(line)
+    return summary
+
+
+def _train(
+    make_trainer: Callable[[], Trainer],
+    run: RunFolder,
+    config: dict[str, Any],
+    wandb_mode: str,
+    guard: Guard,
+    shown: ConsoleListener,
+    world: World,
+) -> dict[str, Any]:
+    name, known = run_name(config), run.provenance()
+    trainer = tracker = None
+    status, reason, summary, again = "completed", None, {}, ""
+    try:
+        if wandb_mode != "disabled":
+            run_id, resumed = known["wandb_id"], "resumed" in known
+            tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id, resumed)
+            run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
+        made = make_trainer()
+        note_device(run, made.device)
+        made.resume()
+        trainer = made  # from here on its counters speak for the run
+        trainer.listeners = (guard, shown, tracker) if tracker else (guard, shown)
+        with _stop_on_signal(trainer):
+            trainer.fit()
+        guard.check()
+    except Busy:
+        status = None  # nothing is written into a folder that another process has
+        raise
+    except (Interrupted, KeyboardInterrupt, SystemExit) as error:
+        status, reason = "interrupted", str(error) or "stopped before its state was saved"
+        raise
+    except Exception as error:
+        status, reason = "failed", f"{type(error).__name__}: {error}"
+        if isinstance(error, Diverged):
+            status, reason = "diverged", str(error)
+        elif isinstance(error, Lost):  # killed, if it could not say why
+            found = world.error_elsewhere()
+            status, reason = ("failed", found) if found else ("interrupted", str(error))
+            if not found:
+                again = f"; to continue: {command(f'resume={run.path}')}"
+        log.debug("the run %s", status, exc_info=True)  # the traceback, to train.log alone
+        raise RunError(f"{run.path} {status}: {reason}{again}") from error
+    finally:
+        figures = []
+        if status is not None:
+            # first: nothing that follows may cost the result
+            summary = run.set_status(status, reason, trainer.result() if trainer else None)
+            with _told("the figures could not be drawn"):
+                figures = _figures(trainer, run, name, summary) if trainer else []
+        if tracker is not None:
+            with _told("the W&B run could not be ended"):
+                tracker.finish(summary, figures)
+    return summary
+
+
+def follow(config: dict[str, Any], world: World) -> None:
+    """The part in a run of a process other than the first: the same steps, and nothing on record.
+
+    Raises:
+        Interrupted: as in every process.
+        RunError: the run diverged, which every process finds.
+    """
+    if not world.start():
+        return
+    try:
+        trainer = build.build_trainer(config, None, world)
+        trainer.resume()
+        with _stop_on_signal(trainer):
+            trainer.fit()
+    except Interrupted:
+        raise
+    except Diverged as error:
+        raise RunError(str(error)) from error
+    except Exception as error:
+        if not (isinstance(error, Lost) and world.has_ended()):  # then rank 0 had its reason to go
+            world.fail(error)
+            raise RunError(str(error)) from error
+
+
+@contextmanager
+def _told(what: str):
+    """What goes wrong here is told, and takes nothing away from a result that is written."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s: %s", what, type(error).__name__, error)
+        log.debug(what, exc_info=True)
+
+
+def _figures(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, Any]) -> list[Path]:
+    """Draws survival.png and, once there is a row, curves.png."""
+    from sdnet.analysis import plots
+
+    paths = [run.figures / "survival.png"]
+    survival = survival_of(trainer.schedule, trainer.stage_blocks)
+    plots.plot_survival(survival, trainer.stage_blocks, name, paths[0])
+    rows = run.rows()
+    if rows:
+        paths.append(run.figures / "curves.png")
+        plots.plot_curves(rows, summary["best_epoch"], name, paths[1])
+    return paths
+
+
+@contextmanager
+def _log_file(run: RunFolder):
+    """Sends what is logged in the project to train.log as well."""
+    handler = logging.FileHandler(run.path / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _stop_on_signal(trainer: Trainer):
+    """The first Ctrl-C or SIGTERM ends the run after the step at hand; a second one at once.
+
+    Where handlers for SIGUSR1 or SIGUSR2 are installed, submitit is there, which Slurm warns in
+    this way of a time limit or a preemption: then that signal ends the run, and `hand_over` calls
+    the handler once everything is saved. SIGTERM comes before it, or alone; it only saves there.
+
+    One of several processes may get a signal twice, from whoever started them and from a scheduler:
+    there a second one is no haste. torchrun kills what has not ended after 30 seconds.
+    """
+
+    def stop(number, frame):
+        trainer.stop_requested, trainer.stop_signal = True, number
+        if number not in warnings and trainer.world.size == 1:
+            signal.signal(number, signal.default_int_handler)
+
+    def save(number, frame):
+        trainer.save_requested = True
+
+    warnings = [n for n in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(n))]
+    handlers = dict.fromkeys((signal.SIGINT, *warnings), stop)
+    handlers[signal.SIGTERM] = save if warnings else stop
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if trainer.world.size > 1:  # torchrun sends it when one process ends before another
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def hand_over(interrupted: Interrupted) -> None:
+    """Calls the handler for the signal that ended a run: submitit's requeues the job and exits."""
+    if interrupted.number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.getsignal(interrupted.number)(interrupted.number, None)

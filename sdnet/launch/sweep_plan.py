@@ -1,0 +1,258 @@
+"""The plan of a sweep: every run by name and state, checked before the first begins."""
+
+import itertools
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from sdnet.config import compose
+from sdnet.config.errors import ConfigError, explain
+from sdnet.launch import build
+from sdnet.runs.folder import RunFolder
+from sdnet.runs.identity import identity
+
+log = logging.getLogger("sdnet")
+UNFINISHED = ("new", "interrupted")
+
+
+@dataclass
+class Point:
+    """One run of a sweep: what to type for it, what it means, where it goes, what is there."""
+
+    overrides: list[str]
+    label: str  # its number and what is swept
+    swept: str  # those of the overrides that other runs of the sweep have not
+    config: dict[str, Any]
+    run: RunFolder
+    state: str
+
+    @property
+    def name(self) -> str:
+        return self.run.path.name
+
+    def is_left(self) -> bool:
+        """Whether this process has it to do."""
+        failed = self.state in ("failed", "diverged") and self.config["retry_failed"]
+        return self.state in UNFINISHED or failed
+
+
+def plan(config: DictConfig, grid: bool = True) -> list[Point]:
+    """The points of a sweep, each run once, with the state of its folder.
+
+    Args:
+        grid: every combination; else, for a sweeper that chooses its points as it goes, the ends
+            of its ranges and each value once.
+
+    Raises:
+        ConfigError: a point that is no valid configuration, with its overrides; or whose folder
+            holds another run.
+    """
+    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])
+    if "hydra:job" in subdir:
+        raise ConfigError(
+            f"hydra.sweep.subdir={subdir} depends on the job's number, which changes when a sweep "
+            f"continues"
+        )
+    points = {}
+    every = _expand(config, grid)
+    common = set(every[0]).intersection(*every)
+    for number, overrides in enumerate(every):
+        swept = " ".join(override for override in overrides if override not in common)
+        label = f"run {number + 1} of {len(every)}" + (f" ({swept})" if swept else "")
+        with _errors_in(label):
+            point = _compose(config, overrides, number, label, swept)
+            first = points.setdefault(point.run.path, point)
+            if identity(first.config) != identity(point.config):
+                raise ConfigError(f"it has the folder of {first.label}: {point.run.path}")
+    if len(points) < len(every):
+        log.info("%d combinations are %d runs", len(every), len(points))
+    return list(points.values())
+
+
+def _expand(config: DictConfig, grid: bool) -> list[list[str]]:
+    """The overrides of each point."""
+    loader = GlobalHydra.instance().config_loader()
+    # As text: an interpolation in it is about each run's own configuration.
+    hydra = OmegaConf.to_container(config.hydra, resolve=False)
+    params = hydra["sweeper"].get("params") or {}
+    typed = [*(f"{key}={value}" for key, value in params.items()), *hydra["overrides"]["task"]]
+    overrides = OverridesParser.create(config_loader=loader).parse_overrides(typed)
+    for override in filter(Override.is_sweep_override, overrides):
+        key = override.get_key_element()
+        if key == "sweep":
+            raise ConfigError("sweep must be one preset: several would not be applied")
+        if grid and not override.is_discrete_sweep():
+            raise ConfigError(f"{key} is a range: it needs hydra/sweeper=optuna")
+    latest = {override.get_key_element(): override for override in overrides}
+    values = [_values(override) for override in latest.values()]
+    if not all(values):
+        raise ConfigError("a setting is swept over no values at all")
+    if grid:
+        return [list(point) for point in itertools.product(*values)]
+    first = [options[0] for options in values]
+    points = [first]
+    for i, options in enumerate(values):
+        points += [[*first[:i], option, *first[i + 1 :]] for option in options[1:]]
+    return points
+
+
+def _values(override: Override) -> list[str]:
+    """What a setting is set to, one after the other; of a range the ends."""
+    key = override.get_key_element()
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}", f"{key}={value.end}"]
+    return [f"{key}={text}" for text in override.sweep_string_iterator()]
+
+
+def _compose(
+    config: DictConfig, overrides: list[str], number: int, label: str, swept: str
+) -> Point:
+    composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    with open_dict(composed):
+        composed.hydra.job.id = composed.hydra.job.num = number
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(composed)  # for ${hydra:...} in the folder's name
+    try:
+        plain = compose.resolve(composed)
+        folder = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = before
+    if plain["resume"] is not None:
+        raise ConfigError(
+            "resume= continues a single run; a sweep continues by itself, leave it out"
+        )
+    run = RunFolder(folder)
+    try:
+        run.check_identity(plain)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return Point(overrides, label, swept, plain, run, run.state())
+
+
+@contextmanager
+def _errors_in(label: str):
+    """Says in which run of the sweep a mistake was found."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"in {label}: {explain(error)}") from error
+
+
+def check(points: list[Point], local: bool, processes: int) -> None:
+    """Builds what the runs that are left will build, the network on the meta device.
+
+    Args:
+        local: whether the runs will be computed on this machine, with its devices.
+        processes: that work together on each of them.
+
+    Raises:
+        ConfigError: the first mistake, and the run in which it is.
+    """
+    seen = _Once()
+    for point in points:
+        if not point.is_left():
+            continue
+        config = point.config
+        with _errors_in(point.label):
+            if local:
+                seen.call(build.build_device, config, ("trainer",))
+            build.check_batches(config, seen.call(_facts, config, ("dataset",))[2], processes)
+            model = _network(config, seen)
+            seen.call(build.check_optimization, config, ("optimizer", "lr_schedule"), model)
+            seen.call(build.build_wandb_mode, config, ("wandb",))
+
+
+class _Once:
+    """Calls a function of a configuration once for equal settings of the groups that it reads."""
+
+    def __init__(self):
+        self.results = {}
+
+    def call(self, function: Callable, config: dict[str, Any], groups: tuple[str, ...], *args):
+        key = function.__name__ + json.dumps([config[g] for g in groups], sort_keys=True)
+        if key not in self.results:
+            self.results[key] = function(config, *args)
+        return self.results[key]
+
+
+def _network(config: dict[str, Any], seen: _Once):
+    """The network of a run on the meta device: shapes without values."""
+    image_shape, classes, _ = seen.call(_facts, config, ("dataset",))
+
+    def network(config):
+        with torch.device("meta"):
+            return build.build_model(config, classes, image_shape[0])
+
+    return seen.call(network, config, ("dataset", "model", "schedule", "trainer"))
+
+
+def _facts(config: dict[str, Any]) -> tuple[tuple[int, int, int], int, int]:
+    """(C, H, W), classes and training images of a data set, which is loaded for it."""
+    data = build.build_data(config)
+    return data.image_shape, len(data.classes), len(data.train)
+
+
+def show(console: Console, points: list[Point]) -> None:
+    """Prints the list of runs: name, state, expected depth and compute."""
+    from sdnet.analysis.cost import network_cost
+
+    def cost(config, model):
+        return network_cost(model, seen.call(_facts, config, ("dataset",))[0])
+
+    seen = _Once()
+    columns = ("run", "swept", "state", "expected depth", "expected compute")
+    table = Table(*columns, box=box.SIMPLE)
+    for point in points:
+        model = _network(point.config, seen)
+        costs = seen.call(cost, point.config, ("dataset", "model", "schedule"), model)
+        share = f"{costs.expected_share:.1%}"
+        depth = f"{costs.expected_blocks:.2f} of {len(costs.blocks)}"
+        table.add_row(point.name, point.swept, describe(point), depth, share)
+    console.print(table, soft_wrap=True)
+    console.print(count(points), soft_wrap=True)
+
+
+def describe(point: Point) -> str:
+    rows = point.run.rows()
+    reached = f"after epoch {rows[-1]['epoch']:g}" if rows else "from the start"
+    return {
+        "new": "to run",
+        "interrupted": f"to resume {reached}",
+        "completed": "done",
+        "running": "running in another process",
+    }.get(point.state) or (
+        f"{point.state}: to try again" if point.is_left() else f"{point.state} (retry_failed=true)"
+    )
+
+
+def count(points: list[Point]) -> str:
+    folders = sorted({str(point.run.path.parent) for point in points})
+    names = {"completed": "done", "interrupted": "to resume", "new": "to run"}
+    again = dict.fromkeys(("failed", "diverged"), "to try again")
+    counts = Counter(
+        (names | again if point.is_left() else names).get(point.state, point.state)
+        for point in points
+    )
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    runs_text = "1 run" if len(points) == 1 else f"{len(points)} runs"
+    return f"sweep {' '.join(folders)}: {runs_text}: {parts}"

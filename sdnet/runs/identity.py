@@ -1,0 +1,89 @@
+"""What makes a run the run that it is: the settings that determine its result, and its name."""
+
+import hashlib
+import json
+from typing import Any
+
+# Settings that do not determine the result: where and how a run is computed, kept and shown.
+NOT_RESULT = (
+    "name",
+    "show",
+    "resume",
+    "retry_failed",
+    "wandb",
+    "model.name",
+    "schedule.name",
+    "dataset.root",
+    "dataset.download",
+    "trainer.device",
+    "trainer.threads",
+    "trainer.workers",
+    "trainer.log_every",
+    "trainer.checkpoint_blocks",
+    "trainer.compile",
+    "trainer.fused",
+)
+
+
+def determines_result(key: str) -> bool:
+    """Whether a setting, by its dotted name, is part of a run's identity."""
+    return not any(key == k or key.startswith(k + ".") for k in NOT_RESULT)
+
+
+def is_constant(schedule: dict[str, Any]) -> bool:
+    """Whether a configured schedule of ours is constant depth: every probability it takes is 1."""
+    probabilities = [value for key, value in schedule.items() if key.startswith("p_")]
+    return schedule["_target_"].startswith("sdnet.") and all(p == 1 for p in probabilities)
+
+
+def canonical(node: Any, key: str = "") -> Any:
+    """The part of a configuration (or of the node at `key`) that determines the result."""
+    if key == "schedule" and is_constant(node):
+        return "constant"  # p_L = 1 is the baseline, whichever schedule said so
+    if isinstance(node, dict):
+        inner = {name: f"{key}.{name}" if key else name for name in node}
+        return {n: canonical(node[n], inner[n]) for n in node if determines_result(inner[n])}
+    if not determines_result(key):
+        return None
+    if isinstance(node, list):
+        return [canonical(item, key) for item in node]
+    if isinstance(node, int | float) and not isinstance(node, bool):
+        # 1 and 1.0, 0.3 and 0.30000000000000004 are the same setting
+        return str(int(node)) if node == node // 1 else f"{node:.12g}"
+    return node
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Eight hex digits for what determines the result of a resolved configuration."""
+    text = json.dumps(canonical(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def run_name(config: dict[str, Any]) -> str:
+    """`<model>-<schedule>-pL<p_L>-s<seed>-<identity>`.
+
+    Constant depth is constant-pL1, whichever schedule said so; a schedule of one's own without a
+    setting p_L has no such part.
+    """
+    schedule = config["schedule"]
+    if is_constant(schedule):
+        parts = ["constant", "pL1"]
+    else:
+        parts = [_label(schedule)]
+        if schedule.get("p_L") is not None:
+            text = str(schedule["p_L"])[:24].replace("/", "_")
+            parts.append(f"pL{float(text):.6g}" if _is_number(text) else f"pL{text}")
+    return "-".join([_label(config["model"]), *parts, f"s{config['seed']}", identity(config)])
+
+
+def _label(group: dict[str, Any]) -> str:
+    """A group's `name`, or that of its class."""
+    return group.get("name") or group["_target_"].rpartition(".")[2]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,302 @@
+"""The report's figures by what is drawn in them: matplotlib's artists, not files."""
+
+import colorsys
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.colors import LogNorm, Normalize, to_hex, to_rgb
+from matplotlib.container import ErrorbarContainer
+
+from sdnet.analysis import figures as plots
+from sdnet.analysis.figure_data import Curve, Grid, Line, Point
+
+
+@pytest.fixture
+def figure(monkeypatch, tmp_path):
+    """Calls a function that draws, and gives the figure that it would save."""
+    kept = []
+    monkeypatch.setattr(plots, "save", lambda figure, stem: kept.append(figure) or stem)
+
+    def draw(function, *arguments):
+        assert function(*arguments, tmp_path / "stem") == tmp_path / "stem"
+        kept[-1].draw_without_rendering()
+        assert kept[-1].get_layout_engine().colorbar_gridspec is False  # constrained
+        return kept[-1]
+
+    yield draw
+    plt.close("all")
+
+
+def legend(figure):
+    """The texts, the title and the colours of the figure's legend."""
+    (found,) = figure.legends
+    texts = [text.get_text() for text in found.get_texts()]
+    return texts, found.get_title().get_text()
+
+
+def errorbars(axes):
+    """x, y, the ends of the bars along y and x, colour and marker of each series."""
+    series = []
+    for container in axes.containers:
+        assert isinstance(container, ErrorbarContainer)
+        line, _, bars = container.lines
+        ends = [
+            [np.ravel(s).tolist() for s in bar.get_segments() if len(s) and not np.isnan(s).any()]
+            for bar in bars
+        ]
+        x, y = (np.asarray(data, dtype=float).tolist() for data in line.get_data())
+        series.append((x, y, ends, to_hex(line.get_color()), line.get_marker()))
+    return series
+
+
+PRINTED = """
+      20   38   56   74   92   110
+1.0  8.31 6.67 6.27 6.53 6.25 6.41
+0.9  7.60 6.16 5.84 5.88 5.72 5.89
+0.8  7.72 6.29 5.66 5.59 5.56 5.64
+0.7  8.23 6.42 5.98 5.72 5.43 5.39
+0.6  8.63 6.66 6.10 5.94 5.69 5.42
+0.5  9.39 7.12 6.40 5.79 5.61 5.25
+"""  # Huang et al. 2016, Figure 8 right
+PLOTTED = """
+0.1  6.96 -
+0.2  6.30 -
+0.3  5.97 6.93
+0.4  5.40 6.55
+0.5  5.25 6.14
+0.6  5.42 5.92
+0.7  5.39 5.47
+0.8  5.64 5.27
+0.9  5.89 5.95
+1.0  6.41 6.41
+"""  # Figure 8 left: linear decay, uniform
+
+
+def test_the_papers_numbers_are_those_of_its_figure():
+    head, *rows = (list(map(float, line.split())) for line in PRINTED.split("\n")[1:-1])
+    grid = plots.PAPER_GRID
+    assert grid.depths == head and grid.p_L == [p_L for p_L, *_ in rows]
+    assert grid.errors == [errors for _, *errors in rows]
+    rows = [line.split() for line in PLOTTED.split("\n")[1:-1]]
+    for column, name in ((1, "linear decay"), (2, "uniform")):
+        some = [(float(row[0]), float(row[column])) for row in rows if row[column] != "-"]
+        assert list(zip(*plots.PAPER_P_L[name], strict=True)) == some
+
+
+LINEAR = Line("linear decay", "", [0.5, 1.0], [5.0, 6.0], [0.5, None])
+UNIFORM = Line("uniform", "", [0.5, 1.0], [7.0, 6.0], [1.0, None])
+
+
+def test_errors_against_p_L_with_bars_the_baseline_and_the_papers_points(figure):
+    drawn = figure(plots.plot_p_L, [LINEAR, UNIFORM], {"": (6.0, 0.25)}, True)
+    (axes,) = drawn.axes
+    assert drawn.get_supxlabel() == "survival probability $p_L$"
+    assert drawn.get_supylabel() == "test error (%)"
+    assert errorbars(axes) == [
+        ([0.497, 0.997], [5, 6], [[[0.497, 4.5, 0.497, 5.5]]], "#0072b2", "o"),
+        ([0.503, 1.003], [7, 6], [[[0.503, 6.0, 0.503, 8.0]]], "#d55e00", "s"),
+    ]
+    level = next(line for line in axes.lines if line.get_linestyle() == "--")
+    assert list(level.get_ydata()) == [6, 6] and level.get_color() == "0.25"
+    (band,) = axes.patches
+    assert (band.get_y(), band.get_height(), band.get_alpha()) == (5.75, 0.5, 0.12)
+    points = [line for line in axes.lines if line.get_fillstyle() == "none"]
+    assert [list(line.get_data()[0]) for line in points] == [
+        list(plots.PAPER_P_L[name][0]) for name in ("linear decay", "uniform")
+    ]
+    assert [line.get_marker() for line in points] == ["o", "s"]
+    texts, title = legend(drawn)
+    paper = "Huang et al. 2016 (ResNet-110, CIFAR-10)"
+    assert texts == [
+        *("linear decay", "uniform", "constant depth (6.00 %)"),
+        *(f"{paper}, linear decay", f"{paper}, uniform"),
+    ]
+    assert title == "mean ± standard deviation over seeds" and axes.get_yscale() == "linear"
+
+
+def test_without_seeds_there_are_no_bars_and_far_errors_are_on_a_log_axis(figure):
+    lines = [Line("linear decay", "", [0.5, 1.0], [1.0, 8.5], [None, None])]
+    drawn = figure(plots.plot_p_L, lines, {"": (8.5, None)}, False)
+    (axes,) = drawn.axes
+    assert errorbars(axes)[0][2] == [[]] and not axes.patches
+    assert legend(drawn) == (["linear decay", "constant depth (8.50 %)"], "")
+    assert axes.get_yscale() == "log"
+    for errors in ([1.0, 8.0], [0.0, 9.0]):
+        lines = [Line("linear decay", "", [0.5, 1.0], errors, [None, None])]
+        drawn = figure(plots.plot_p_L, lines, {}, False)
+        assert drawn.axes[0].get_yscale() == "linear" and legend(drawn)[0] == ["linear decay"]
+
+
+def test_many_lines_are_drawn_in_a_panel_for_each_of_the_other_settings(figure):
+    settings = ["depth 20", "depth 56", "depth 110"]
+    lines = [Line(name, s, [0.5], [5], [None]) for s in settings for name in ("linear", "uniform")]
+    levels = {s: (6.0, None) for s in settings}
+    drawn = figure(plots.plot_p_L, lines, levels, False)
+    assert [axes.get_title() for axes in drawn.axes] == settings
+    for axes in drawn.axes:
+        (a, *_), (b, *_) = errorbars(axes)
+        assert (a, b) == ([0.497], [0.503])
+        assert [s[3:] for s in errorbars(axes)] == [("#0072b2", "o"), ("#d55e00", "s")]
+    assert legend(drawn)[0] == ["linear", "uniform", "constant depth"]
+    few = figure(plots.plot_p_L, lines[:4], levels, False)
+    (axes,) = few.axes
+    names = [f"{name}, {s}" for s in settings[:2] for name in ("linear", "uniform")]
+    assert legend(few)[0] == [*names, *(f"constant depth, {s} (6.00 %)" for s in settings[:2])]
+    colors = [s[3] for s in errorbars(axes)]
+    assert colors == ["#0072b2", "#0072b2", "#d55e00", "#d55e00"]
+    assert [s[4] for s in errorbars(axes)] == ["o", "s", "^", "D"]
+    five = figure(plots.plot_p_L, [*lines[:4], lines[0]], levels, False)
+    assert [axes.get_visible() for axes in five.axes] == [True, True]
+    four = [Line("linear", f"depth {i}", [0.5], [5], [None]) for i in range(5)]
+    panels = figure(plots.plot_p_L, four, {}, False).axes
+    assert [axes.get_visible() for axes in panels] == [True] * 5 + [False]
+
+
+def test_a_heat_map_prints_the_errors_of_its_cells_where_they_can_be_read(figure):
+    own = Grid("linear decay", [1.0, 0.5], [20, 110], [[8.0, 4.0], [2.0, None]])
+    other = Grid("uniform", [0.8], [20, 110], [[16.0, 4.0]])
+    drawn = figure(plots.plot_heatmap, [own, other], True)
+    assert drawn.get_suptitle() == "test error (%)"
+    assert drawn.get_supxlabel() == "network depth (layers)"
+    titles = [axes.get_title() for axes in drawn.axes]
+    assert titles == ["linear decay", "uniform", "Huang et al. 2016 (CIFAR-10)"]
+    limits = []
+    for axes, grid in zip(drawn.axes, (own, other, plots.PAPER_GRID), strict=True):
+        (image,) = axes.images
+        assert type(image.norm) is LogNorm and image.get_cmap().name == "cividis"
+        limits.append((image.norm.vmin, image.norm.vmax))
+        cells = {(i, j): v for i, row in enumerate(grid.errors) for j, v in enumerate(row) if v}
+        assert {(y, x): float(t.get_text()) for t in axes.texts for x, y in [t.get_position()]} == {
+            (i, j): pytest.approx(v) for (i, j), v in cells.items()
+        }
+        for text in axes.texts:
+            assert (text.get_ha(), text.get_va(), text.get_fontsize()) == ("center", "center", 9)
+            # luma of ITU-R 601, by another implementation
+            rgb = image.cmap(image.norm(float(text.get_text())))[:3]
+            dark = colorsys.rgb_to_yiq(*rgb)[0] < 0.5
+            assert to_rgb(text.get_color()) == ((1, 1, 1) if dark else (0, 0, 0))
+        assert [t.get_text() for t in axes.get_xticklabels()] == [f"{d:g}" for d in grid.depths]
+        assert [t.get_text() for t in axes.get_yticklabels()] == [f"{p:g}" for p in grid.p_L]
+        lines = [line.get_data() for line in axes.lines]
+        rows, columns = len(grid.p_L), len(grid.depths)
+        assert len(lines) == rows + columns - 2  # between the cells
+    assert limits == [(2, 16), (2, 16), (5.25, 9.39)]
+    width, height = drawn.get_size_inches()
+    assert width == pytest.approx(3 * (6 * 0.55 + 0.5) + 0.3)
+    assert height == pytest.approx(6 * 0.32 + 0.9)
+    zero = figure(plots.plot_heatmap, [Grid("x", [1, 0.5], [20], [[0.0], [4.0]])], False)
+    assert type(zero.axes[0].images[0].norm) is Normalize
+    assert zero.get_size_inches()[0] == pytest.approx(2.4 + 0.3)
+
+
+def curve(label, errors, losses, p_L=0.5, constant=False, series="linear decay", epochs=(1, 2)):
+    return Curve(label, series, p_L, constant, list(epochs), np.array(errors), np.array(losses))
+
+
+def test_curves_are_means_over_seeds_with_a_band_between_the_extremes(figure):
+    two = curve("a", [[9.0, 7.0], [4.0, 1.0]], [[2.0, 1.0], [0.3, 0.1]])
+    one = curve("b", [[5.0], [3.0]], [[1.0], [0.5]])
+    drawn = figure(plots.plot_curves, [two, one])
+    left, right = drawn.axes
+    means = [[[8.0, 2.5], [5.0, 3.0]], [[1.5, 0.2], [1.0, 0.5]]]
+    bands = [[(7, 9), (1, 4)], [(1, 2), (0.1, 0.3)]]
+    for axes, mean, band, name in zip(
+        drawn.axes, means, bands, ("test error (%)", "training loss"), strict=True
+    ):
+        assert [line.get_ydata().tolist() for line in axes.lines] == [
+            pytest.approx(values) for values in mean
+        ]
+        assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2]] * 2
+        assert [line.get_marker() for line in axes.lines] == ["None"] * 2
+        assert [to_hex(line.get_color()) for line in axes.lines] == ["#0072b2", "#d55e00"]
+        (filled,) = axes.collections
+        corners = {tuple(point) for point in filled.get_paths()[0].vertices.tolist()}
+        assert corners == {(e, v) for e, ends in zip((1, 2), band, strict=True) for v in ends}
+        assert filled.get_alpha() == 0.15
+        assert to_hex(filled.get_facecolor()[0]) == "#0072b2"
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", name)
+        assert axes.get_xlim() == pytest.approx((0, 2.06))
+    assert (left.get_yscale(), right.get_yscale()) == ("linear", "log")
+    assert legend(drawn) == (["a", "b"], "mean over seeds, band from the lowest to the highest")
+    single = figure(plots.plot_curves, [curve("a", [[5.0]], [[1.0]], epochs=[3])])
+    assert single.axes[0].lines[0].get_marker() == "o" and legend(single)[1] == ""
+
+
+def test_many_curves_have_no_bands_and_are_coloured_by_p_L(figure):
+    p_L = [0.2, 0.4, 0.6, 0.8]
+    some = [
+        curve(f"{series} {p}", [[5.0, 6.0]] * 2, [[1.0, 2.0]] * 2, p, series=series)
+        for series in ("linear", "uniform")
+        for p in p_L
+    ]
+    eight = figure(plots.plot_curves, some)
+    assert len(eight.axes[0].collections) == 8
+    baseline = curve("constant", [[5.0, 6.0]] * 2, [[1.0, 2.0]] * 2, 1.0, True, "constant depth")
+    own = curve("own", [[5.0, 6.0]] * 2, [[1.0, 2.0]] * 2, None, series="own")
+    drawn = figure(plots.plot_curves, [*some, baseline, own])
+    assert not drawn.axes[0].collections and legend(drawn)[1] == "mean over seeds"
+    lines = drawn.axes[0].lines
+    shades = [to_hex(plt.colormaps["viridis"](0.3 * i)) for i in range(4)]
+    assert [to_hex(line.get_color()) for line in lines] == [*shades, *shades, "#000000", "#999999"]
+    assert [line.get_linestyle() for line in lines] == ["-"] * 4 + ["--"] * 4 + ["-", ":"]
+    assert {line.get_linewidth() for line in lines} == {1.2}
+    alike = [curve(str(i), [[5.0]] * 2, [[1.0]] * 2, None) for i in range(9)]
+    lines = figure(plots.plot_curves, alike).axes[0].lines
+    expected = plt.colormaps["viridis"](np.linspace(0, 0.9, 9))
+    assert [to_hex(line.get_color()) for line in lines] == [to_hex(c) for c in expected]
+
+
+@pytest.mark.parametrize(
+    "longest, unit, name",
+    [(7200, 3600, "hours"), (7199, 60, "minutes"), (119, 1, "seconds"), (0.5, 1, "seconds")],
+)
+def test_errors_against_time_in_the_unit_that_fits(figure, longest, unit, name):
+    points = [
+        Point("0.5", "linear decay", (longest / 2, longest / 8), (5.0, 0.5)),
+        Point("0.8", "linear decay", (longest, None), (6.0, None)),
+        Point("", "constant depth", (longest, longest / 16), (7.0, 0.25)),
+    ]
+    drawn = figure(plots.plot_time, points)
+    (axes,) = drawn.axes
+    assert axes.get_xlabel() == f"training time ({name})"
+    (x, y, (x_bars, y_bars), color, marker), baseline = errorbars(axes)
+    at, half = longest / unit / 2, longest / unit / 8
+    assert (x, y, color, marker) == ([at, 2 * at], [5, 6], "#0072b2", "o")
+    assert x_bars == [pytest.approx([at - half, 5, at + half, 5])]
+    assert y_bars == [pytest.approx([at, 4.5, at, 5.5])]
+    assert baseline[:2] == ([2 * at], [7]) and baseline[3:] == ("#d55e00", "s")
+    assert legend(drawn) == (
+        ["linear decay", "constant depth"],
+        "mean ± standard deviation over seeds; numbers: $p_L$",
+    )
+    notes = [note for note in axes.texts if note.get_visible()]
+    assert [note.get_text() for note in notes] == ["0.5", "0.8"]
+    assert [note.xy for note in notes] == [(at, 5.0), (2 * at, 6.0)]
+    for note in axes.texts:  # each beside its point, on the side to which it is moved
+        dx, dy = note.xyann
+        assert note.anncoords == "offset points"
+        assert (note.get_ha(), note.get_va()) == (
+            "left" if dx > 0 else "right",
+            "bottom" if dy > 0 else "top",
+        )
+
+
+def test_a_label_covers_no_point_no_bar_and_no_other_label(figure):
+    points = [
+        Point(f"{i}", "linear decay", (100.0 + i % 3, 1.5), (5.0 + i % 4 / 10, 0.1))
+        for i in range(6)
+    ]
+    drawn = figure(plots.plot_time, points)
+    (axes,) = drawn.axes
+    shown = [note for note in axes.texts if note.get_visible()]
+    assert [note.get_text() for note in shown] == list("012345")
+    boxes = [note.get_window_extent() for note in shown]
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+    centres = axes.transData.transform([(p.seconds[0], p.error[0]) for p in points])
+    assert not any(box.contains(*centre) for box in boxes for centre in centres)
+    plain = [Point("", "a", (10.0, None), (5.0, None))]
+    assert legend(figure(plots.plot_time, plain)) == (["a"], "")
+    assert math.isnan(plots.bars([None])[0])

@@ -1,0 +1,624 @@
+"""`python -m sdnet report`: its numbers against those computed by hand from the run folders."""
+
+import copy
+import csv
+import json
+import math
+import os
+import re
+
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from sdnet.__main__ import main
+from sdnet.analysis.report import ReportError, write_report
+from tests import commands
+from tests.commands import Forked
+
+T_975 = {1: 12.706205, 2: 4.302653}  # Student's t by degrees of freedom, from a table
+LINEAR = {"_target_": "sdnet.models.schedules.LinearDecay", "name": "linear_decay"}
+LINEAR |= {"p_L": 0.5, "p_0": 1.0, "rule": "paper"}
+UNIFORM = {"_target_": "sdnet.models.schedules.Uniform", "name": "uniform", "p_L": 0.5}
+CONSTANT = {"_target_": "sdnet.models.schedules.Constant", "name": "constant"}
+RULE = "lowest validation error, the latest of equals"
+COLUMNS = "epoch,step,lr,train_loss,train_error,val_loss,val_error,test_loss,test_error"
+COLUMNS += ",train_seconds,eval_seconds,images_per_second,active_blocks"
+CONFIG = {
+    "model": {
+        "_target_": "sdnet.models.resnet.resnet_cifar",
+        "name": "resnet20",
+        "depth": 20,
+        "block": {"_target_": "sdnet.models.blocks.BasicBlock", "_partial_": True},
+        "granularity": "batch",
+    },
+    "dataset": {"_target_": "sdnet.data.sources.digits", "name": "digits", "root": "data"},
+    "schedule": LINEAR,
+    "optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "skipped_update": "decay"},
+    "lr_schedule": {"_target_": "sdnet.training.optim.MultiStep", "milestones": [0.5, 0.75]},
+    "trainer": {"epochs": 3, "batch_size": 128, "threads": 1},
+    "wandb": {"mode": "disabled"},
+    "name": "digits",
+    "seed": 0,
+}
+
+
+def survival(schedule, blocks):
+    p = schedule.get("p_L", 1.0)
+    if "LinearDecay" not in schedule["_target_"]:
+        return [p] * blocks
+    return [1 - l / blocks * (1 - p) for l in range(1, blocks + 1)]
+
+
+def write_run(
+    folder, seed=0, errors=((9, 8), (4, 5), (6, 7)), summary=None, where=None, **settings
+):
+    """A run folder as train.py leaves it.
+
+    `errors` are validation and test error by epoch, `settings` those that differ from CONFIG
+    (`model__depth=8`), `summary` and `where` are changes of summary.json and provenance.json.
+    """
+    config = copy.deepcopy(CONFIG) | {"seed": seed}
+    for key, value in settings.items():
+        group, _, name = key.partition("__")
+        if name:
+            config[group][name] = value
+        else:
+            config[group] = value
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    lines = [
+        f"{epoch},{11 * epoch},0.1,{2 / epoch},50,1,{val},1,{test},{epoch},0.1,900,6.5"
+        for epoch, (val, test) in enumerate(errors, start=1)
+    ]
+    (folder / "metrics.csv").write_text("\n".join([COLUMNS, *lines]) + "\n")
+    lowest = min(val for val, _ in errors)
+    best = max(i for i, (val, _) in enumerate(errors) if val == lowest)
+    blocks = (config["model"]["depth"] - 2) // 2
+    active = sum(survival(config["schedule"], blocks))
+    result = {
+        "status": "completed",
+        "best_epoch": best + 1,
+        "val_error": lowest,
+        "test_error": errors[best][1],
+        "final_test_error": errors[-1][1],
+        "selection": RULE,
+        "train_seconds": 30.0 + seed,
+        "seconds_per_epoch": 10.0 + seed,
+        "expected_active_blocks": active,
+        "mean_active_blocks": active if active == blocks else active + 0.1,
+        "blocks": blocks,
+        "other_load": 0.1,
+    }
+    (folder / "summary.json").write_text(json.dumps(result | (summary or {})))
+    overrides = [f"schedule={config['schedule']['name']}", f"seed={seed}", "retry_failed=true"]
+    provenance = {"overrides": overrides, "git_commit": "0123456789abcdef", "git_dirty": False}
+    provenance |= {"device": "cpu", "device_name": "CPU X", "threads": 1}
+    (folder / "provenance.json").write_text(json.dumps(provenance | (where or {})))
+    return folder
+
+
+def metrics(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def by_hand(folder):
+    """The reported test error: at the epoch of lowest validation error, the latest of equals."""
+    rows, best = metrics(folder), None
+    for row in rows:
+        if best is None or row["val_error"] <= best["val_error"]:
+            best = row
+    return best["test_error"]
+
+
+def mean_std(values):
+    mean = sum(values) / len(values)
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+
+
+@pytest.fixture(autouse=True)
+def figures(request, monkeypatch):
+    """Figures take seconds: they are drawn only for the tests that look at them."""
+    if not request.node.name.startswith(("test_figures", "test_the_command")):
+        monkeypatch.setattr("sdnet.analysis.figures.draw", lambda *arguments: [])
+
+
+def report(*folders, **options):
+    """The report and what it printed, on a console that is none."""
+    console = Console(file=open(os.devnull, "w"), record=True, width=80)  # noqa: SIM115
+    result = write_report(folders, console=console, **options)
+    return result, console.export_text()
+
+
+def rows_of(result):
+    return {row["id"]: row for row in result.table.to_dict("records")}
+
+
+def row_with(result, **values):
+    (row,) = (
+        row
+        for row in result.table.to_dict("records")
+        if all(row[k.replace("__", ".")] == v for k, v in values.items())
+    )
+    return row
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Linear decay and constant depth with three seeds, uniform with two of them and a third."""
+    folder = tmp_path / "sweep"
+    errors = {
+        "linear": [
+            ((9, 8), (4, 5), (4, 6.5), (5, 3)),
+            ((9, 9), (3, 5.5), (7, 8)),
+            ((2, 7), (5, 1)),
+        ],
+        "constant": [((9, 7), (4, 7.25), (6, 7)), ((3, 6), (4, 9)), ((3, 8), (2, 9.5))],
+        "uniform": [((1, 6), (2, 5)), ((5, 7), (1, 4))],
+    }
+    for seed in range(3):
+        write_run(folder / f"linear-{seed}", seed, errors["linear"][seed])
+        write_run(folder / f"constant-{seed}", seed, errors["constant"][seed], schedule=CONSTANT)
+    for seed, rows in zip((1, 5), errors["uniform"], strict=True):
+        write_run(folder / f"uniform-{seed}", seed, rows, schedule=UNIFORM)
+    return folder
+
+
+def test_the_numbers_are_those_computed_by_hand(sweep):
+    result, _ = report(sweep)
+    assert len(result.runs) == 8 and len(result.table) == 3 and not result.left_out
+    ours = [by_hand(sweep / f"linear-{seed}") for seed in range(3)]
+    theirs = [by_hand(sweep / f"constant-{seed}") for seed in range(3)]
+    assert ours == [6.5, 5.5, 7]  # of equals the latest; never the lowest test error
+    row = row_with(result, schedule="linear_decay")
+    assert (row["n"], row["seeds"], row["schedule.p_L"]) == (3, "0 1 2", 0.5)
+    assert [row["test_error_mean"], row["test_error_std"]] == pytest.approx(mean_std(ours))
+    final = [metrics(sweep / f"linear-{seed}")[-1]["test_error"] for seed in range(3)]
+    assert [row["final_error_mean"], row["final_error_std"]] == pytest.approx(mean_std(final))
+    mean, std = mean_std([a - b for a, b in zip(ours, theirs, strict=True)])
+    half = T_975[2] * std / math.sqrt(3)
+    found = [row[f"difference_{part}"] for part in ("mean", "low", "high", "n")]
+    assert found == pytest.approx([mean, mean - half, mean + half, 3])
+    assert row["expected_active_blocks"] == pytest.approx(6.5)  # (3L - 1) / 4 for L = 9
+    assert row["expected_saving"] == pytest.approx(2.5 / 9)
+    assert row["mean_active_blocks"] == pytest.approx(row["expected_active_blocks"] + 0.1)
+    assert row["seconds_per_epoch"] == 11 and row["time_saving"] == 0
+
+
+def test_pairs_are_runs_of_the_same_seed(sweep):
+    result, printed = report(sweep)
+    row = row_with(result, schedule="uniform")  # seeds 1 and 5; the baseline has 0, 1 and 2
+    assert (row["n"], row["seeds"], row["difference_n"]) == (2, "1 5", 1)
+    assert row["difference_mean"] == by_hand(sweep / "uniform-1") - by_hand(sweep / "constant-1")
+    assert math.isnan(row["difference_low"]) and math.isnan(row["difference_high"])
+    assert "+0.00 (n = 1)" in printed
+    write_run(sweep / "constant-5", 5, ((1, 3.5), (2, 9)), schedule=CONSTANT)
+    row = row_with(report(sweep)[0], schedule="uniform")
+    differences = [6.0 - 6.0, 4.0 - 3.5]
+    mean, std = mean_std(differences)
+    half = T_975[1] * std / math.sqrt(2)
+    found = [row[f"difference_{part}"] for part in ("mean", "low", "high", "n")]
+    assert found == pytest.approx([mean, mean - half, mean + half, 2])
+
+
+def test_one_seed_has_no_deviation_and_without_a_baseline_there_is_no_difference(tmp_path):
+    write_run(tmp_path / "one", 4)
+    result, printed = report(tmp_path)
+    (row,) = result.table.to_dict("records")
+    assert row["test_error_mean"] == 5 and math.isnan(row["test_error_std"])
+    assert math.isnan(row["difference_mean"]) and row["reference"] == ""
+    assert "5.00 " in printed and "±" not in printed.split("n runs")[0]
+    assert "constant depth with the same other settings (there is none)" in printed
+    assert row["command"] == "python train.py schedule=linear_decay seed=4"
+
+
+def test_csv_markdown_and_terminal_agree(sweep):
+    result, printed = report(sweep)
+    with (sweep / "report" / "report.csv").open() as file:
+        stored = {row["id"]: row for row in csv.DictReader(file)}
+    markdown = (sweep / "report" / "report.md").read_text()
+    lines = [line for line in markdown.splitlines() if line.startswith("| ")]
+    head, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    shown = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in printed.splitlines()
+        if line.startswith("│")
+    ]
+    assert shown == body and len(body) == 3
+    for cells in body:
+        row = dict(zip(head, cells, strict=True))
+        raw, exact = stored[row["id"]], rows_of(result)[row["id"]]
+        assert float(raw["test_error_mean"]) == exact["test_error_mean"]
+        error = f"{float(raw['test_error_mean']):.2f} ± {float(raw['test_error_std']):.2f}"
+        assert row["test error (%)"] == error
+        assert float(row["schedule.p_L"]) == float(raw["schedule.p_L"]) and row["n"] == raw["n"]
+        if raw["difference_low"]:
+            limits = f"[{float(raw['difference_low']):+.2f}, {float(raw['difference_high']):+.2f}]"
+            assert row["difference (points)"] == f"{float(raw['difference_mean']):+.2f} {limits}"
+        assert f"    {raw['command']}\n" in markdown and raw["command"] in printed
+
+
+def cells_of(printed):
+    """The cells in printed tables by their first one."""
+    cells = {}
+    for line in printed.splitlines():
+        if line.startswith("│"):
+            first, *others = (cell.strip() for cell in line.split("│")[1:-1])
+            cells.setdefault(first, []).extend(others)
+    return cells
+
+
+def test_a_narrow_terminal_shows_all_cells_in_several_tables(sweep):
+    narrow = Console(file=open(os.devnull, "w"), record=True, width=60, force_terminal=True)  # noqa: SIM115
+    write_report([sweep], console=narrow)
+    printed = narrow.export_text()
+    table = [line for line in printed.splitlines() if line.startswith(("│", "┃"))]
+    assert max(map(len, table)) <= 60
+    assert len(cells_of(printed)) == 3 and cells_of(printed) == cells_of(report(sweep)[1])
+
+
+def test_what_is_left_out_says_why(sweep):
+    def broken(name, file, text):
+        folder = write_run(sweep / name, 9)
+        (folder / file).write_text(text) if text is not None else (folder / file).unlink()
+
+    write_run(sweep / "a-running", 9, ((9, 9), (8, 8)), {"status": "running"})
+    write_run(sweep / "a-stopped", 9, ((9, 9),), {"status": "interrupted"})
+    (sweep / "a-stopped" / "metrics.csv").unlink()
+    write_run(sweep / "diverged", 9, summary={"status": "diverged", "reason": "loss is nan"})
+    write_run(sweep / "failed", 9, summary={"status": "failed", "reason": "OSError: disk [full]"})
+    broken("no-provenance", "provenance.json", None)
+    broken("half-config", "config.yaml", "model: [1,")
+    broken("half-summary", "summary.json", '{"status": "comp')
+    broken("half-metrics", "metrics.csv", COLUMNS + "\n1,2,x\n")
+    write_run(sweep / "no-result", 9, summary={"test_error": None})
+    write_run(sweep / "other-rule", 9, ((4, 5), (4, 6)), {"test_error": 5})  # first of equals
+    result, printed = report(sweep)
+    assert len(result.runs) == 8
+    reasons = {item.folder.name: item.reason for item in result.left_out}
+    markdown = (sweep / "report" / "report.md").read_text()
+    for name, reason in {
+        "a-running": "unfinished: running, epoch 2 of 3",
+        "a-stopped": "unfinished: interrupted, epoch 0 of 3",
+        "diverged": "diverged: loss is nan",
+        "failed": "failed: OSError: disk [full]",
+        "no-provenance": "unreadable: provenance.json: ",
+        "half-config": "unreadable: config.yaml: ",
+        "half-summary": "unreadable: summary.json: ",
+        "half-metrics": "unreadable: metrics.csv: ",
+        "no-result": "unreadable: summary.json has no test_error",
+        "other-rule": "unreadable: summary.json and metrics.csv do not agree on test_error",
+    }.items():
+        assert reasons.pop(name).startswith(reason), name
+        assert reason in printed and reason in markdown
+    assert not reasons
+
+
+def test_a_run_counts_once(sweep, tmp_path):
+    copied = write_run(tmp_path / "more" / "copy", 1, ((1, 1),), trainer__threads=7)
+    write_run(tmp_path / "more" / "new", 3)
+    write_run(tmp_path / "more" / "new" / "kept" / "inside", 77)  # part of that run's folder
+    result, _ = report(sweep, sweep / "linear-0", tmp_path / "more", sweep, out=tmp_path / "out")
+    assert len(result.runs) == 9
+    assert row_with(result, schedule="linear_decay")["seeds"] == "0 1 2 3"
+    (left,) = result.left_out
+    assert left.folder == copied and left.reason == f"the same run as {sweep / 'linear-1'}"
+    first = report(tmp_path / "more", sweep, out=tmp_path / "out")[0]
+    assert [item.folder for item in first.left_out] == [sweep / "linear-1"]
+
+
+def test_constant_depth_is_the_baseline_whoever_said_so(tmp_path):
+    own = {"_target_": "mine.Rising", "name": "rising", "p_0": 0.5}
+    blocks = {"expected_active_blocks": 9, "mean_active_blocks": 9}
+    rising = {"expected_active_blocks": 9, "mean_active_blocks": 7}  # only at its end
+    write_run(tmp_path / "a", 0, schedule=LINEAR | {"p_L": 1.0})
+    write_run(tmp_path / "b", 1, summary=blocks, schedule=own)
+    same = write_run(tmp_path / "c", 0, summary=blocks, schedule=own)
+    write_run(tmp_path / "d", 1, summary=rising, schedule=own)
+    result, _ = report(tmp_path)
+    baseline = row_with(result, schedule="constant")
+    assert baseline["seeds"] == "0 1" and baseline["expected_saving"] == 0
+    assert [item.folder for item in result.left_out] == [same]
+    other = row_with(result, schedule="rising")
+    assert other["reference"] == baseline["id"] and other["difference_n"] == 1
+    assert other["command"] == (
+        "SDNET_ALLOW_TARGETS=mine.Rising python train.py schedule=rising seed=1"
+    )
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Two depths, linear decay and uniform at two p_L, frozen updates once; no two errors equal."""
+    folder = tmp_path / "grid"
+    error = 1
+    for depth in (20, 56):
+        write_run(folder / f"constant-{depth}", 0, ((1, 20 + error),), None, None,
+                  schedule=CONSTANT, model__depth=depth)  # fmt: skip
+        for schedule in (LINEAR, UNIFORM):
+            for p_L in (0.5, 0.8):
+                error += 1
+                write_run(
+                    folder / f"{schedule['name']}-{p_L}-{depth}",
+                    errors=((1, error),),
+                    schedule=schedule | {"p_L": p_L},
+                    model__depth=depth,
+                )
+    write_run(folder / "freeze", 0, ((1, 50),), optimizer__skipped_update="freeze")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "spec, row, reference",
+    [
+        (None, (56, "uniform", 0.8), (56, "constant", 1)),
+        ("schedule.p_L=0.80", (56, "uniform", 0.5), (56, "uniform", 0.8)),
+        ("schedule.p_L=1", (20, "linear_decay", 0.5), (20, "constant", 1)),
+        ("schedule.p_L=0.8", (20, "constant", 1), None),  # of which schedule?
+        ("model.depth=20", (56, "linear_decay", 0.8), (20, "linear_decay", 0.8)),
+        ("model.depth=20", (56, "constant", 1), (20, "constant", 1)),
+        ("schedule=uniform", (20, "linear_decay", 0.5), (20, "uniform", 0.5)),
+        ("schedule=linear_decay", (56, "uniform", 0.8), (56, "linear_decay", 0.8)),
+        ("schedule=uniform", (20, "constant", 1), None),  # with which p_L?
+    ],
+)
+def test_the_baseline_can_be_any_value(grid, spec, row, reference):
+    result, _ = report(grid, baseline=spec)
+
+    def find(depth, schedule, p_L):
+        return row_with(
+            result,
+            model__depth=depth,
+            schedule=schedule,
+            schedule__p_L=p_L,
+            optimizer__skipped_update="decay",
+        )
+
+    found = find(*row)
+    if reference is None:
+        assert found["reference"] == "" and found["difference_n"] == 0
+        return
+    other = find(*reference)
+    assert found["reference"] == other["id"]
+    assert found["difference_mean"] == found["test_error_mean"] - other["test_error_mean"]
+    assert other["reference"] == other["id"] and other["difference_n"] == 0
+
+
+def test_the_baseline_can_be_a_setting_or_a_row(grid):
+    result, printed = report(grid, baseline="optimizer.skipped_update=freeze")
+    compared = [row for row in rows_of(result).values() if row["difference_n"]]
+    (row,) = compared  # only one is equal to it in everything else
+    assert (row["test_error_mean"], row["difference_mean"]) == (2, -48)
+    assert "difference: to the row with optimizer.skipped_update=freeze" in printed
+    chosen = row["id"]
+    result, printed = report(grid, baseline=chosen)
+    assert f"difference: to row {chosen}" in printed
+    for key, row in rows_of(result).items():
+        assert row["reference"] == chosen
+        assert key == chosen or row["difference_mean"] == row["test_error_mean"] - 2
+
+
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        ("01234567", "no row has this id; there are "),
+        ("schedule.p_L=0.3", "no row has this value; there are 0.5, 0.8"),
+        ("schedule=mine", "no row has this value; there are constant, linear_decay, uniform"),
+        ("trainer.threads=1", "no row has a setting trainer.threads that determines the result"),
+    ],
+)
+def test_a_baseline_that_is_not_there_is_told(grid, spec, message):
+    with pytest.raises(ReportError, match=re.escape(message)):
+        report(grid, baseline=spec)
+    assert not (grid / "report").exists()
+
+
+def test_the_columns_are_the_settings_that_differ(grid):
+    columns = ["model.depth", "schedule", "schedule.p_L", "optimizer.skipped_update"]
+    assert list(report(grid)[0].table.columns)[1:5] == columns
+    adamw = {"_target_": "torch.optim.AdamW", "lr": 0.1, "skipped_update": "decay"}
+    write_run(grid / "adamw", optimizer=adamw | {"betas": [0.9, 0.999]})
+    write_run(grid / "timm", schedule=LINEAR | {"rule": "timm"}, dataset__root="elsewhere")
+    write_run(grid / "power", schedule=LINEAR | {"power": 2})  # others of its class have none
+    write_run(grid / "own", schedule=LINEAR | {"_target_": "mine.LinearDecay"})
+    cifar = {"_target_": "sdnet.data.sources.cifar10", "name": "cifar10", "root": "data"}
+    write_run(grid / "cifar", dataset=cifar)
+    result, _ = report(grid)
+    columns = ["model.depth", "dataset.name", "schedule", "schedule.p_L", "schedule.rule"]
+    columns += ["schedule.power"]
+    columns += ["optimizer", "optimizer.skipped_update", "optimizer.betas", "n"]
+    assert list(result.table.columns)[1:11] == columns
+    assert row_with(result, optimizer="AdamW")["optimizer.betas"] == "[0.9, 0.999]"
+    assert row_with(result, optimizer="AdamW")["reference"] == ""
+    assert (
+        row_with(result, schedule__rule="timm")["schedule"] == "sdnet.models.schedules.LinearDecay"
+    )
+    assert row_with(result, schedule="mine.LinearDecay")["schedule.rule"] == "paper"
+
+
+def test_runs_of_several_processes_with_many_classes(tmp_path):
+    for seed in (0, 1):
+        top5 = {"test_top5_error": 3.0 + seed}
+        write_run(tmp_path / str(seed), seed, summary=top5, where={"processes": 2})
+    result, printed = report(tmp_path)
+    assert "top-5 (%)" in printed and "3.50 ± 0.71" in printed
+    command = result.table["command"][0]
+    assert command.startswith("python train.py -m ") and command.endswith(
+        "seed=0,1 hydra/launcher=submitit_local hydra.launcher.tasks_per_node=2"
+    )
+    result, _ = report(tmp_path / "0")
+    assert result.table["command"][0].startswith("torchrun --nproc-per-node=2 train.py schedule=")
+
+
+@pytest.mark.parametrize(
+    "summary, where, reason",
+    [
+        ({}, {"threads": 2}, "threads 1, 2"),
+        ({}, {"device_name": "CPU Y"}, "device_name CPU X, CPU Y"),
+        ({}, {"processes": 2}, "processes 1, 2"),
+        (
+            {},
+            {"resumed": [{"device": "cpu", "device_name": "CPU X", "threads": 4}]},
+            "threads 1, 4",
+        ),
+        ({"other_load": 0.4}, {}, "load by other programs 0.10 to 0.40 cores"),
+        ({"other_load": None}, {}, "load by other programs unknown"),
+        ({"other_load": 0.34}, {"resumed": [{"git_commit": None}]}, ""),
+    ],
+)
+def test_times_compare_only_on_equal_terms(tmp_path, summary, where, reason):
+    for seed in (0, 1):
+        write_run(tmp_path / f"constant-{seed}", seed, schedule=CONSTANT)
+        seconds = {"seconds_per_epoch": 6 + 2 * seed}
+        write_run(tmp_path / f"linear-{seed}", seed, ((1, 2),), seconds | summary, where)
+    result, printed = report(tmp_path)
+    row = row_with(result, schedule="linear_decay")
+    assert row["times_not_comparable"] == reason
+    if not reason:
+        assert row["time_saving"] == pytest.approx(1 - (6 + 8) / (10 + 11))
+        assert "33.3 %" in printed
+    else:
+        assert math.isnan(row["time_saving"]) and "not comparable" in printed
+        assert (
+            f"No figure of error against time: not all times are comparable ({reason})" in printed
+        )
+
+
+def test_masks_per_image_save_nothing(tmp_path):
+    write_run(tmp_path / "a", model__granularity="sample")
+    assert report(tmp_path)[0].table["expected_saving"].tolist() == [0]
+
+
+def test_every_row_has_the_command_and_the_commits_that_repeat_it(tmp_path):
+    typed = ["+optimizer.dampening=0", "wandb.tags=[a,b]", "name=it's", "seed=0", "resume=x"]
+    typed += ["++seed=1", "retry_failed=true", "show=false"]
+    resumed = [{"git_commit": "fedcba9876543", "git_dirty": True, "device": "cpu"}]
+    resumed[0] |= {"device_name": "CPU X", "threads": 1}
+    write_run(tmp_path / "a", 7, where={"overrides": typed, "resumed": resumed})
+    write_run(tmp_path / "b", 2, where={"overrides": typed, "git_commit": None})
+    (row,) = report(tmp_path)[0].table.to_dict("records")
+    assert row["command"] == (
+        "python train.py -m +optimizer.dampening=0 'wandb.tags=[a,b]' 'name=it'\"'\"'s' seed=2,7"
+    )
+    assert row["commit"] == "unknown 0123456 fedcba9+dirty"
+
+
+def test_the_settings_of_all_rows_are_listed_once_and_what_was_not_recorded_is_unknown(sweep):
+    report(sweep)
+    lines = (sweep / "report" / "report.md").read_text().splitlines()
+    listed = lines[lines.index("## Settings of all rows") + 2].split(", ")
+    assert {"model.depth 20", "optimizer.lr 0.1", "trainer.epochs 3"} <= set(listed)
+    differ = ("seed ", "schedule ", "schedule.p_L ", "trainer.threads ")
+    assert not any(text.startswith(differ) for text in listed)
+    assert "selection" not in lines[2]  # one rule for all
+    write_run(sweep / "old", where={"overrides": None}, trainer__epochs=4)
+    result, _ = report(sweep)
+    assert row_with(result, trainer__epochs=4)["command"] == "unknown"
+    lines = (sweep / "report" / "report.md").read_text().splitlines()
+    listed = lines[lines.index("## Settings of all rows") + 2].split(", ")
+    assert "optimizer.lr 0.1" in listed and not any("trainer.epochs" in text for text in listed)
+
+
+def test_rows_are_in_order_of_their_values():
+    from sdnet.analysis.groups import _order
+
+    some = ["b", 2, None, "constant", 0.5, "a"]
+    assert sorted(some, key=_order) == ["constant", None, 0.5, 2, "a", "b"]
+
+
+def test_curves_and_times_are_those_of_the_runs(tmp_path):
+    from sdnet.analysis import figure_data
+    from sdnet.analysis.collect import collect_runs
+    from sdnet.analysis.groups import group_runs
+
+    write_run(tmp_path / "a", 0, ((9, 8), (4, 5)))
+    write_run(tmp_path / "b", 1, ((9, 6), (4, 3), (6, 7)))
+    write_run(tmp_path / "c", 0, schedule=CONSTANT, model__depth=56)
+    groups = group_runs(collect_runs([tmp_path])[0])
+    linear, baseline = figure_data.curves(groups)
+    assert (baseline.label, baseline.is_constant) == ("constant depth, depth 56", True)
+    assert linear.label == "linear decay, $p_L$ 0.5, depth 20" and linear.p_L == 0.5
+    assert (linear.series, linear.is_constant) == ("linear decay, depth 20", False)
+    assert linear.epochs == [1, 2]  # that both runs evaluated
+    assert linear.test_error.tolist() == [[8, 6], [5, 3]]
+    assert linear.train_loss.tolist() == [[2, 2], [1, 1]] and linear.train_loss.dtype == float
+    point, constant = figure_data.time_points(groups)
+    assert (constant.label, constant.series) == ("", "constant depth, depth 56")
+    assert (constant.seconds, constant.error) == ((30, None), (5, None))
+    assert (point.label, point.series) == ("0.5", "linear decay, depth 20")
+    assert point.seconds == (30.5, pytest.approx(0.5**0.5))
+    assert point.error == (4, pytest.approx(2**0.5))
+
+
+def test_different_rules_of_selection_are_told(sweep):
+    rule = "last epoch (no validation images)"
+    assert "WARNING" not in report(sweep)[1]
+    run = write_run(sweep / "last", 3, ((5, 6), (1, 9)), {"selection": rule})
+    lines = (run / "metrics.csv").read_text().replace(",1,1,1,9,", ",,,1,9,")
+    (run / "metrics.csv").write_text(lines)
+    result, printed = report(sweep)
+    assert len(result.runs) == 9
+    markdown = (sweep / "report" / "report.md").read_text()
+    for text in (printed, markdown):
+        assert "WARNING" in text and f"{rule} | {RULE}" in text and f"{rule}; {RULE}" in text
+
+
+def test_figures_are_drawn_where_they_apply_and_stale_ones_removed(grid):
+    out = grid.parent / "out"
+    result, _ = report(grid, paper=True, out=out)
+    names = ["p_L", "heatmap", "curves", "time"]
+    assert result.figures == [out / f"{name}.png" for name in names]
+    for path in result.figures:
+        with Image.open(path) as image:
+            image.verify()
+        assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF-")
+    links = re.findall(r"\]\((.*?)\)", (out / "report.md").read_text())
+    assert sorted(links) == sorted(f"{name}.{kind}" for name in names for kind in ("png", "pdf"))
+    (out / "mine.png").write_bytes(b"kept")
+    write_run(grid.parent / "one" / "run", where={"threads": None})  # times unknown
+    result, _ = report(grid.parent / "one", out=out)
+    assert result.figures == [out / "curves.png"]
+    kept = {"report.csv", "report.md", "curves.png", "curves.pdf", "mine.png"}
+    assert {path.name for path in out.iterdir()} == kept
+
+
+def test_figures_show_the_numbers_of_the_table(grid):
+    from sdnet.analysis import figure_data
+    from sdnet.analysis.collect import collect_runs
+    from sdnet.analysis.groups import group_runs
+
+    (grid / "freeze" / "config.yaml").unlink()
+    groups = group_runs(collect_runs([grid])[0])
+    lines, levels = figure_data.p_L_lines(groups)
+    found = {(line.label, line.setting): (line.p_L, line.mean) for line in lines}
+    assert found[("linear decay", "depth 20")] == ([0.5, 0.8, 1.0], [2, 3, 21])
+    assert found[("uniform", "depth 56")] == ([0.5, 0.8, 1.0], [8, 9, 25])
+    assert len(found) == 4 and levels == {"depth 20": (21, None), "depth 56": (25, None)}
+    linear, uniform = figure_data.depth_grids(groups)
+    assert (linear.title, linear.p_L, linear.depths) == ("linear decay", [1, 0.8, 0.5], [20, 56])
+    assert linear.errors == [[21, 25], [3, 7], [2, 6]]
+    assert uniform.errors == [[21, 25], [5, 9], [4, 8]]
+
+
+def test_the_command(sweep, tmp_path):
+    def command(*arguments):
+        process = Forked(tmp_path, {}, commands.module, "sdnet", *arguments)
+        return *process.communicate(timeout=60), process.returncode
+
+    (sweep / "uniform-1" / "summary.json").write_text('{"status": "failed", "reason": "why"}')
+    out, err, status = command("report", "sweep")
+    assert status == 0, err
+    assert "uniform-1: failed: why" in out and "7 runs in 3 rows" in out
+    assert (sweep / "report" / "report.csv").is_file() and (sweep / "report" / "p_L.pdf").is_file()
+    assert command("report", "nowhere") == ("", "error: nowhere is not a folder\n", 1)
+
+
+def test_mistakes_and_nothing_to_report_exit_with_1(tmp_path, capsys):
+    assert main([]) == 0 and "report" in capsys.readouterr().out
+    assert main(["report", str(tmp_path)]) == 1
+    assert f"error: {tmp_path} holds no runs" in capsys.readouterr().err
+    write_run(tmp_path / "a", summary={"status": "failed", "reason": "why"})
+    assert main(["report", str(tmp_path)]) == 1
+    assert "a: failed: why" in capsys.readouterr().out
+    assert not (tmp_path / "report").exists()

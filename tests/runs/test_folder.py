@@ -1,0 +1,204 @@
+import json
+import os
+import pickle
+
+import pytest
+import torch
+import yaml
+
+from sdnet.runs.folder import COLUMNS, RunFolder, select, write_atomically
+from sdnet.runs.identity import identity
+from tests.runs.made import CONFIG, changed
+
+
+def test_the_reported_row_is_the_latest_of_lowest_validation_error_never_of_lowest_test_error():
+    rows = [
+        {"epoch": e, "val_error": v, "test_error": t}
+        for e, v, t in ((1, 5.0, 1.0), (2, 3.0, 9.0), (3, 3.0, 8.0), (4, 4.0, 2.0))
+    ]
+    row, rule = select(rows)
+    assert row["epoch"] == 3 and "validation" in rule
+    row, rule = select([r | {"val_error": None} for r in rows])
+    assert row["epoch"] == 4 and "no validation" in rule
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create(CONFIG, {"wandb_id": "x"})
+    return folder
+
+
+def row(step):
+    return dict.fromkeys(COLUMNS, 1 / 3) | {"step": step, "epoch": step / 2, "val_loss": None}
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(folder):
+    assert folder.config() == CONFIG and folder.summary()["status"] == "running"
+    with pytest.raises(FileExistsError, match="holds a run already; resume="):
+        folder.create(CONFIG, {})
+
+
+def test_metrics_come_back_as_numbers_and_later_rows_can_be_dropped(folder):
+    for step in (1, 2, 3):
+        folder.append_row(row(step))
+    assert [r["step"] for r in folder.rows()] == [1, 2, 3]
+    assert folder.rows()[0]["val_loss"] is None
+    assert folder.rows()[0]["lr"] == pytest.approx(1 / 3, rel=1e-7)
+    folder.drop_after(2)
+    assert [r["step"] for r in folder.rows()] == [1, 2]
+    names = sorted(p.name for p in folder.path.iterdir())
+    assert names == ["config.yaml", "metrics.csv", "provenance.json", "summary.json"]
+
+
+def test_a_status_replaces_the_one_before_and_its_reason_and_keeps_the_rest(folder):
+    own = identity(CONFIG)
+    assert folder.summary() == {"status": "running", "identity": own}
+    failed = folder.set_status("failed", "because", {"steps": 3, "test_error": 5.0})
+    expected = {"status": "failed", "reason": "because", "identity": own}
+    assert failed == folder.summary() == expected | {"steps": 3, "test_error": 5.0}
+    assert list(failed)[:2] == ["status", "reason"]
+    folder.set_status("interrupted", "", {"steps": 4})
+    expected = {"status": "interrupted", "reason": "", "identity": own}
+    assert folder.summary() == expected | {"steps": 4, "test_error": 5.0}
+    expected = {"status": "running", "identity": own, "steps": 4, "test_error": 5.0}
+    assert folder.set_status("running") == folder.summary() == expected
+
+
+def test_a_run_says_how_it_ended_and_one_that_could_not_was_interrupted(folder, tmp_path):
+    assert RunFolder(tmp_path).ended() == RunFolder(tmp_path).state() == "new"
+    assert folder.ended() == "interrupted"
+    for status in ("completed", "failed", "diverged", "interrupted"):
+        folder.set_status(status)
+        assert folder.ended() == folder.state() == status
+
+
+def test_a_run_that_starts_anew_forgets_what_it_learnt_and_keeps_what_it_is(folder):
+    for name in ("last", "best"):
+        folder.save_checkpoint({"step": 1}, name)
+    folder.append_row(row(1))
+    folder.set_status("diverged", "inf", {"steps": 1})
+    folder.restart()
+    assert folder.summary() == {"status": "running", "identity": identity(CONFIG)}
+    assert folder.config() == CONFIG and folder.provenance() == {"wandb_id": "x"}
+    assert folder.rows() == [] and list((folder.path / "checkpoints").iterdir()) == []
+    folder.restart()  # with nothing there
+
+
+def test_a_folder_of_another_run_is_refused_and_so_is_a_damaged_one(folder, tmp_path):
+    RunFolder(tmp_path / "empty").check_identity(CONFIG)
+    folder.check_identity(changed("trainer.threads", 3))
+    other, own = identity(changed("seed", 1)), identity(CONFIG)
+    with pytest.raises(ValueError, match=f"holds another run: its identity is {own}, not {other}"):
+        folder.check_identity(changed("seed", 1))
+    summary = folder.summary()
+    folder.write_summary(summary | {"identity": other})
+    both = " and ".join(sorted((own, other)))
+    with pytest.raises(ValueError, match=f"its identity is {both}, not {own}. It is left as it is"):
+        folder.check_identity(CONFIG)
+    for damaged in ("", "{half", "[]", "{}", "7"):
+        (folder.path / "summary.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"run is damaged \(\w+: .*\): move it away"):
+            folder.check_identity(CONFIG)
+    folder.write_summary(summary)
+    for damaged in ("a: [", "schedule: 7", "schedule: {}", "schedule: {_target_: 7}"):
+        (folder.path / "config.yaml").write_text(damaged)
+        with pytest.raises(ValueError, match=r"run is damaged \(\w+: "):
+            folder.check_identity(CONFIG)
+
+
+def test_the_files_are_read_as_they_were_written(folder):
+    text = (folder.path / "config.yaml").read_text()
+    assert yaml.safe_load(text) == CONFIG
+    assert [line.partition(":")[0] for line in text.splitlines() if line[0] != " "] == list(CONFIG)
+    folder.write_provenance({"command": "python «train.py»"})
+    assert folder.provenance() == {"command": "python «train.py»"}
+    assert json.loads((folder.path / "provenance.json").read_text()) == folder.provenance()
+    assert folder.figures == folder.path / "figures" and folder.figures.is_dir()
+    assert folder.load_checkpoint() is None
+    folder.save_checkpoint({"weights": torch.arange(3)})
+    folder.save_checkpoint({"weights": torch.arange(2)}, "best")
+    assert folder.load_checkpoint()["weights"].tolist() == [0, 1, 2]
+    assert folder.load_checkpoint("best")["weights"].tolist() == [0, 1]
+    torch.save({"weights": os.getcwd}, folder.checkpoint("code"))  # reading it could run anything
+    with pytest.raises(pickle.UnpicklingError):
+        folder.load_checkpoint("code")
+    folder.checkpoint("code").unlink()
+    assert sorted(p.name for p in (folder.path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_a_row_has_eight_digits_and_the_columns_of_the_file_it_is_added_to(folder):
+    values = row(3) | {"lr": 0.123456789, "epoch": 1.5}
+    folder.append_row(values)
+    head, line = (folder.path / "metrics.csv").read_text().splitlines()
+    assert head == (
+        "epoch,step,lr,train_loss,train_error,val_loss,val_error,val_top5_error,test_loss,"
+        "test_error,test_top5_error,train_seconds,eval_seconds,images_per_second,active_blocks"
+    )
+    third = ",".join(["0.33333333"] * 2)
+    assert line == f"1.5,3,0.12345679,{third},,{third},{third},{third},{third},0.33333333"
+    (folder.path / "metrics.csv").write_text("epoch,step,val_loss\n1,11,2\n")
+    folder.append_row(values)
+    assert (folder.path / "metrics.csv").read_text() == "epoch,step,val_loss\n1,11,2\n1.5,3,\n"
+    assert folder.rows()[1] == {"epoch": 1.5, "step": 3.0, "val_loss": None}
+
+
+def test_what_comes_after_a_step_is_forgotten_the_best_checkpoint_with_it(folder):
+    folder.drop_after(0)  # nothing is there
+    for step in (10, 20, 100):
+        folder.append_row(row(step))
+    kept = "".join((folder.path / "metrics.csv").read_text().splitlines(keepends=True)[:3])
+    folder.save_checkpoint({"step": 20}, "best")
+    folder.save_checkpoint({"step": 100}, "last")
+    folder.drop_after(20)
+    assert (folder.path / "metrics.csv").read_text() == kept
+    assert folder.load_checkpoint("best") == {"step": 20}
+    folder.drop_after(19)
+    assert [r["step"] for r in folder.rows()] == [10]
+    assert folder.load_checkpoint("best") is None
+    assert folder.load_checkpoint() == {"step": 100}
+
+
+WRITERS = {
+    "summary": lambda folder: folder.set_status("completed"),
+    "provenance": lambda folder: folder.write_provenance({"new": 1}),
+    "row": lambda folder: folder.append_row(row(2)),
+    "dropped": lambda folder: folder.drop_after(0),
+    "checkpoint": lambda folder: folder.save_checkpoint({"step": 2}),
+    "best": lambda folder: folder.save_checkpoint({"step": 2}, "best"),
+}
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+def test_a_process_killed_while_it_writes_leaves_the_old_file(folder, monkeypatch, write):
+    folder.append_row(row(1))
+    for name in ("last", "best"):
+        folder.save_checkpoint({"step": 0}, name)
+    (folder.path / "notes.tmp").write_text("a user's")
+    before = contents(folder.path)
+
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # just before the new file takes the old one's place
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            write(folder)
+    after = contents(folder.path)
+    assert {name: after[name] for name in before} == before and len(after) == len(before) + 1
+    folder.remove_temporary()
+    assert contents(folder.path) == before
+    write(folder)
+    assert contents(folder.path) != before and set(contents(folder.path)) == set(before)
+
+
+def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    file = tmp_path / "file"
+    write_atomically(file, "ä")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(file, "\ud800")
+    assert file.read_bytes() == "ä".encode()
