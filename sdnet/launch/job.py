@@ -47,13 +47,14 @@ def show(config: dict[str, Any]) -> None:
 def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
     """Trains in a new or a resumed run folder; returns the lowest validation error in percent."""
     from sdnet.launch import session
+    from sdnet.launch.progress import number
     from sdnet.launch.provenance import command
     from sdnet.listeners import console as consoles
     from sdnet.training import distributed
     from sdnet.training.trainer import Interrupted
 
-    console = consoles.set_up()
     run = RunFolder(config["resume"] or folder)
+    console = consoles.set_up(number(run))
     with distributed.joined(config["trainer"]["device"]) as world:
         try:
             return session.work(config, run, world, console, in_sweep)

@@ -12,9 +12,10 @@ from rich.console import Console
 
 from sdnet.config.errors import Busy, ConfigError, RunError
 from sdnet.launch import build
+from sdnet.launch.progress import place
 from sdnet.launch.provenance import command, note_device, origin
 from sdnet.listeners import wandb as tracking
-from sdnet.listeners.console import ConsoleListener, result_lines
+from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.lock import Lock, Locked
 from sdnet.models.schedules import survival_of
 from sdnet.runs.folder import RunFolder
@@ -96,6 +97,7 @@ def work(
         return follow(config, world)
     summary = finished(run, config)
     if summary is None:
+        log.info(place(run) + title(config))
         wandb_mode = build.build_wandb_mode(config)
 
         def make_trainer():
@@ -167,6 +169,8 @@ def _train(
             run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
         made = make_trainer()
         note_device(run, made.device)
+        for line in opening_lines(config, made, wandb_mode):
+            log.info(line)
         made.resume()
         trainer = made  # from here on its counters speak for the run
         trainer.listeners = (guard, shown, tracker) if tracker else (guard, shown)

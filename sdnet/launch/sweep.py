@@ -8,6 +8,7 @@ keep the lead; here the ends of their ranges are checked.
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,11 @@ from rich.console import Console
 
 from sdnet import processes
 from sdnet.config.errors import ConfigError, RunError, explain
+from sdnet.launch.progress import number, remember_runs
 from sdnet.launch.sweep_plan import Point, check, count, describe, plan, show
 from sdnet.listeners import console as consoles
 from sdnet.listeners import wandb as tracking
+from sdnet.listeners.board import Board
 from sdnet.runs.folder import RunFolder
 
 log = logging.getLogger("sdnet")
@@ -42,6 +45,7 @@ def run_grid(config: DictConfig, task: TaskFunction, context: HydraContext) -> N
         if config.show:
             return
         announce(points)
+        remember_runs([point.name for point in points])
         left = [point for point in points if point.is_left()]
         failed = launch(config, left, task, context) if left else 0
         console = consoles.set_up()  # the launcher configured logging anew
@@ -102,6 +106,7 @@ def _planned(config: DictConfig, console: Console, grid: bool) -> list[Point]:
             "sweep without torchrun: hydra/launcher=submitit_slurm_multi_gpu starts several "
             "processes for each run (hydra.launcher.tasks_per_node; submitit_local has it too)"
         )
+    log.info("planning the sweep in %s", config.hydra.sweep.dir)
     points = plan(config, grid)
     launcher = config.hydra.launcher
     tasks = launcher.get("tasks_per_node", 1) * launcher.get("nodes", 1)
@@ -134,9 +139,10 @@ def launch(
     size = config.hydra.sweeper.max_batch_size or len(points)
     results = []
     try:
-        for i in range(0, len(points), size):
-            batch = [point.overrides for point in points[i : i + size]]
-            results += launcher.launch(batch, initial_job_idx=i)
+        with _shown(config, points):
+            for i in range(0, len(points), size):
+                batch = [point.overrides for point in points[i : i + size]]
+                results += launcher.launch(batch, initial_job_idx=i)
     except Exception as error:  # e.g. a process was killed, with whatever it was doing
         lines = str(error).strip().splitlines()
         log.error(
@@ -153,6 +159,25 @@ def launch(
             log.error("%s: %s: %s", point.run.path, type(error).__name__, explain(error))
             status = 1
     return status
+
+
+@contextmanager
+def _shown(config: DictConfig, points: list[Point]) -> Iterator[None]:
+    """Several runs at once on a terminal: a bar for each, instead of their lines."""
+    if "BasicLauncher" in config.hydra.launcher._target_ or not sys.stdout.isatty():
+        yield
+        return
+    console = consoles.set_up()
+    runs = {}
+    for point in points:
+        name = f"{number(point.run)} ({point.swept})" if point.swept else number(point.run)
+        runs[name] = (point.run, point.config["trainer"]["epochs"])
+    os.environ[consoles.SHOWN] = "1"
+    try:
+        with Board(console, runs):
+            yield
+    finally:
+        del os.environ[consoles.SHOWN]
 
 
 def conclude(folders: list[RunFolder], console: Console, wandb_mode: str) -> int:

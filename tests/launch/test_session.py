@@ -204,7 +204,10 @@ def test_a_completed_run_has_its_result_its_figures_and_its_log(completed, confi
         *("figures/survival.png", "figures/curves.png"),
     }
     assert not (folder.path / "lock").exists()
-    head, first, second, *result = lines
+    network, data, computed, head, first, second, *result = lines
+    assert network.endswith(" parameters, 3 blocks; 2 epochs of 3 steps")
+    assert data == "data          137 training, 1,300 validation, 360 test images"
+    assert computed.startswith("computed on   cpu (") and computed.endswith("; W&B off")
     assert head.split()[:3] == ["epoch", "lr", "train"] and first.split()[0] == "1"
     assert second.split()[0] == "2"
     assert result == result_lines(configuration, summary, str(folder.path))
@@ -463,7 +466,9 @@ def test_wandb_is_told_of_the_run_and_its_end(config, folder, no_figures, monkey
     assert {"command", "overrides", "git_commit", "device", "resumed"} <= set(folder.provenance())
     assert [len([v for v in s.logged if "test_error" in v]) for s in stubs] == [1, 1]
     assert [stub.ended for stub in stubs] == [[1], [0]]
-    assert [line.split()[0] for line in said[:4]] == ["epoch", "1", "epoch", "2"]  # shown as well
+    shown = ["network", "data", "computed", "epoch"]  # as well
+    assert [line.split()[0] for line in said[:10]] == [*shown, "1", *shown, "2"]
+    assert said[2].endswith("W&B offline (wandb sync uploads it)")
     assert stubs[0].summary["status"] == "interrupted" and stubs[1].summary == summary
     assert not any("figures" in key for values in stubs[1].logged for key in values)
 

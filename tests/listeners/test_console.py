@@ -6,6 +6,7 @@ import multiprocessing
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from sdnet import processes
@@ -105,6 +106,52 @@ def test_the_bar_says_how_far_the_run_is_how_fast_and_how_much_is_left(said, tra
     assert bar(23, 2.5, 3800.0, 960)[2].endswith("  2:55:31 left")
 
 
+def test_without_a_bar_there_is_a_line_a_minute(said, trainer, clock):
+    listener = consoles.ConsoleListener(Console(file=io.StringIO()))
+    listener.on_start(trainer)
+    said.clear()
+
+    def line(step, now):
+        trainer.counters = Counters(step=step, images=640, interval_seconds=2.0)
+        clock.now = now
+        listener.on_step(trainer)
+        return [said.pop()] if said else []
+
+    assert line(11, 101.0) == line(12, 159.9) == []
+    numbers = "loss 0.9877  error 12.35 %  320 images/s"
+    assert line(20, 160.0) == [f"step 20 of 60  epoch 2/3  {numbers}  0:04:00 left"]
+    assert line(21, 219.0) == []
+    assert line(60, 220.0) == [f"step 60 of 60  epoch 3/3  {numbers}  0:00:00 left"]
+
+
+@pytest.mark.parametrize(
+    "cores, threads, device, warned",
+    [
+        (1.2, 2, "cpu", True),
+        (0.4, 2, "cpu", False),
+        (1.2, 1, "cpu", False),
+        (1.2, 2, "cuda", False),
+    ],
+)
+def test_a_busy_machine_is_told_once_with_the_setting(
+    said, trainer, clock, monkeypatch, cores, threads, device, warned
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    listener = consoles.ConsoleListener(Console(file=io.StringIO()))
+    listener.load = SimpleNamespace(start=lambda: cores * (clock.now - 100.0))
+    trainer.device = torch.device(device)
+    listener.on_start(trainer)
+    said.clear()
+    for now in (105.0, 111.0, 130.0):
+        clock.now = now
+        trainer.counters = Counters(step=20, images=9, interval_seconds=1.0)
+        listener.on_step(trainer)
+    assert len(said) == warned
+    if warned:
+        assert said[0].startswith("Other programs keep 1.2 cores busy: trainer.threads=1 may be")
+        assert "(this run has 2 threads" in said[0]
+
+
 def test_the_bar_runs_on_a_terminal_of_the_main_process_alone(monkeypatch, said, trainer, clock):
     with consoles.ConsoleListener(terminal()) as listener:
         assert listener.progress.live.is_started and not listener.progress.disable
@@ -156,6 +203,54 @@ def test_the_console_of_a_process(monkeypatch, project_log, capsys):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "77")
     assert consoles.set_up().width == 77 and consoles.set_up().quiet  # a terminal has its own
+
+
+def test_runs_that_share_an_output_say_whose_line_it_is(monkeypatch, project_log, capsys):
+    consoles.set_up("run 5")
+    project_log.info("alone")
+    monkeypatch.setattr(multiprocessing.current_process(), "_name", "LokyProcess-1")
+    consoles.set_up("run 5")
+    project_log.info("a line")
+    consoles.set_up()
+    project_log.info("of no run")
+    monkeypatch.setenv(consoles.SHOWN, "1")  # the bars of another process stand for them
+    consoles.set_up("run 5")
+    project_log.info("unseen")
+    assert capsys.readouterr().out == "alone\nrun 5 | a line\nof no run\n"
+
+
+def test_the_beginning_of_a_run():
+    config = {
+        "model": {"_target_": "mine.Net", "name": "net"},
+        "dataset": {"name": "dots"},
+        "schedule": {"_target_": "mine.Square", "name": "square", "p_L": 0.5},
+        "trainer": {"precision": "fp32"},
+        "seed": 3,
+    }
+    assert consoles.title(config) == "net on dots, square, p_L 0.5, seed 3"
+    config["model"]["name"] = None
+    assert consoles.title(config).startswith("Net on dots")
+    parts = {"train": 12345, "validation": 100, "test": 2000}
+    trainer = SimpleNamespace(
+        loaders={name: SimpleNamespace(count=count) for name, count in parts.items()},
+        model=torch.nn.Linear(99, 12),
+        stage_blocks=(3, 4),
+        epochs=30,
+        steps_per_epoch=97,
+        device=torch.device("cpu"),
+        world=SimpleNamespace(size=1),
+    )
+    network, data, computed = consoles.opening_lines(config, trainer, "offline")
+    assert network == "network       1,200 parameters, 7 blocks; 30 epochs of 97 steps"
+    assert data == "data          12,345 training, 100 validation, 2,000 test images"
+    assert computed.startswith("computed on   cpu (")
+    assert computed.endswith("), fp32, 1 thread; W&B offline (wandb sync uploads it)")
+    del trainer.loaders["validation"]
+    trainer.world.size = 4
+    _, data, computed = consoles.opening_lines(config, trainer, "online")
+    assert data == "data          12,345 training, 2,000 test images"
+    assert computed.startswith("computed on   4 processes on cpu (")
+    assert computed.endswith("; W&B online")
 
 
 SUMMARY = {
