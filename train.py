@@ -7,7 +7,12 @@ python train.py resume=outputs/<run name>/<time>   # continue an interrupted run
 torchrun --nproc-per-node=4 train.py ...           # several processes, one per CUDA device
 """
 
-from sdnet.launch.command import run_command
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C while libraries are imported: no traceback
+
+from sdnet.launch.command import run_command  # noqa: E402
 
 if __name__ == "__main__":
     run_command()

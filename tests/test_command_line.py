@@ -234,3 +234,12 @@ def test_an_unreachable_wandb_server_does_not_stop_a_run(train, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "cannot be reached" in done.stdout
     assert list(only_run(tmp_path).glob("wandb/offline-run-*"))
+
+
+@pytest.mark.slow
+def test_an_interrupt_is_quiet_while_libraries_are_imported(train):
+    process = train("wandb.mode=disabled", background=True, start=[sys.executable])
+    time.sleep(0.4)  # torch is being imported
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130) and (out, err) == ("", "")

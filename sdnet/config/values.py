@@ -49,7 +49,7 @@ _PAIR = (
 CHECKS = {
     "name": _NAME,
     "seed": _whole(0),
-    "show": _BOOLEAN,
+    "show": (lambda v: type(v) is bool or v == "time", "true, false or time"),
     "resume": _optional(_TEXT),
     "retry_failed": _BOOLEAN,
     "model.name": _NAME,

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, suppress
@@ -13,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from sdnet.data.decode import read_rgb
-from sdnet.data.split import Files, Reading, Source, Split
+from sdnet.data.split import LISTING, Files, Reading, Source, Split
 
 log = logging.getLogger(__name__)
+TELL_SECONDS = 5.0  # between signs of life while images are decoded
 
 
 def image_folder(root: str, size: int | None = None) -> Source:
@@ -121,6 +123,8 @@ def _list_images(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
 def _decode(folder: Path, listing: dict, size: int | None) -> np.ndarray:
     """All images in turn, (N, H, W, 3) uint8: from the cache, or decoded and cached."""
     files = [Path(path) for part in listing.values() for path, _ in part]
+    if LISTING.get():
+        return np.broadcast_to(np.uint8(0), (len(files), *_read_image(files[0], size).shape))
     key = [[str(f.relative_to(folder)), (s := f.stat()).st_size, s.st_mtime_ns] for f in files]
     digest = hashlib.blake2b(json.dumps([size, key]).encode(), digest_size=8).hexdigest()
     cache = folder / ".cache" / f"{digest}.npy"
@@ -154,9 +158,13 @@ def _decode_files(files: list[Path], size: int | None, workers: int | None = Non
         run = stack.enter_context(ProcessPoolExecutor(workers)).map if workers > 1 else map
         pixels = np.empty((len(files), *first.shape), np.uint8)
         start = 0
+        told = time.monotonic()
         for decoded in run(partial(_read_images, size=size, like=(files[0], first.shape)), chunks):
             pixels[start : start + len(decoded)] = decoded
             start += len(decoded)
+            if time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                log.info("decoded %d of %d images", start, len(files))
     return pixels
 
 

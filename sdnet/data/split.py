@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sdnet.models.checks import is_number
+
+# Whether images are only counted, not read: a `Split` then has zeros in their place.
+LISTING: ContextVar[bool] = ContextVar("listing", default=False)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from sdnet import rng
-from sdnet.data.split import Files, Source, Split
+from sdnet.data.split import LISTING, Files, Source, Split
 from sdnet.models.checks import check_choice, is_number
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of values 0..1; torchvision's transforms._presets
@@ -70,7 +70,7 @@ class Data:
     validation: Split | Files | None
     test: Split | Files
     classes: list[str]
-    normalization: Normalization
+    normalization: Normalization | None  # None where images were only counted
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -112,7 +112,7 @@ def prepare(
             f"validation={validation} leaves no training image of {names}: {len(source.train)} "
             f"images are too few for it"
         )
-    fitted = Normalization.fit(train, normalization)
+    fitted = None if LISTING.get() else Normalization.fit(train, normalization)
     return Data(train, held_out, source.test, source.classes, fitted)
 
 

@@ -13,8 +13,18 @@ from sdnet.training import device as devices
 from sdnet.training.distributed import ALONE, World
 
 
-def build_data(config: dict[str, Any]):
-    """The data of a run, `sdnet.data.splits.Data`."""
+def build_data(config: dict[str, Any], listing: bool = False):
+    """The data of a run, `sdnet.data.splits.Data`; with `listing` images are counted, not read."""
+    from sdnet.data.split import LISTING
+
+    before = LISTING.set(listing)
+    try:
+        return _build_data(config)
+    finally:
+        LISTING.reset(before)
+
+
+def _build_data(config: dict[str, Any]):
     from sdnet.data.split import Source
     from sdnet.data.splits import prepare
 

@@ -33,15 +33,21 @@ def job(cfg: DictConfig) -> float | None:
 def show(config: dict[str, Any]) -> None:
     """Prints what would be trained."""
     from sdnet.analysis.plan import show_plan
-    from sdnet.launch import build
+    from sdnet.launch import build, measure
+    from sdnet.launch.progress import duration
     from sdnet.listeners import console
 
     build.build_device(config)
-    data = build.build_data(config)
+    data = build.build_data(config, listing=True)
     build.check_batches(config, len(data.train), processes.environment()[1])
     model = build.build_model(config, len(data.classes), data.image_shape[0])
     build.check_optimization(config, model)
-    show_plan(console.set_up(), config, data, model)
+    shown = console.set_up()
+    show_plan(shown, config, data, model)
+    if config["show"] == "time":
+        seconds = measure.seconds_of(config)
+        text = f"{'time':17} about {duration(seconds)} on this machine, by a few steps"
+        shown.print(text, highlight=False, soft_wrap=True)
 
 
 def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from sdnet.runs.folder import RunFolder
 
@@ -36,14 +37,18 @@ def place(run: RunFolder) -> str:
     seconds = []
     for folder, state in zip(folders, states, strict=True):
         if state == "completed":
-            summary = folder.summary()
-            seconds.append(summary["train_seconds"] + summary["eval_seconds"])
+            seconds.append(seconds_taken(folder.summary()))
     if seconds:
         left = sum(state in ("new", "interrupted", "running") for state in states)
         at_once = max(states.count("running"), 1)
         rounds = -(-left // at_once)
         text += f", about {duration(rounds * sum(seconds) / len(seconds))} left"
     return f"{text}: "
+
+
+def seconds_taken(summary: dict[str, Any]) -> float:
+    """What a completed run took to compute."""
+    return summary["train_seconds"] + summary["eval_seconds"]
 
 
 def duration(seconds: float) -> str:

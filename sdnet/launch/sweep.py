@@ -110,7 +110,7 @@ def _planned(config: DictConfig, console: Console, grid: bool) -> list[Point]:
     points = plan(config, grid)
     launcher = config.hydra.launcher
     tasks = launcher.get("tasks_per_node", 1) * launcher.get("nodes", 1)
-    check(points, "submitit" not in launcher._target_, tasks)
+    check(points, "submitit" not in launcher._target_, tasks, listing=bool(config.show))
     if config.show:
         show(console, points)
     return points

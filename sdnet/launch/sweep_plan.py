@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ from rich.table import Table
 from sdnet.config import compose
 from sdnet.config.errors import ConfigError, explain
 from sdnet.launch import build
+from sdnet.launch.progress import duration, seconds_taken
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import identity
 
 log = logging.getLogger("sdnet")
 UNFINISHED = ("new", "interrupted")
+TELL_SECONDS = 5.0  # between signs of life while runs are planned
 
 
 @dataclass
@@ -73,7 +76,11 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
     points = {}
     every = _expand(config, grid)
     common = set(every[0]).intersection(*every)
+    told = time.monotonic()
     for number, overrides in enumerate(every):
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            log.info("planned %d of %d runs", number, len(every))
         swept = " ".join(override for override in overrides if override not in common)
         label = f"run {number + 1} of {len(every)}" + (f" ({swept})" if swept else "")
         with _errors_in(label):
@@ -158,26 +165,32 @@ def _errors_in(label: str):
         raise ConfigError(f"in {label}: {explain(error)}") from error
 
 
-def check(points: list[Point], local: bool, processes: int) -> None:
+def check(points: list[Point], local: bool, processes: int, listing: bool = False) -> None:
     """Builds what the runs that are left will build, the network on the meta device.
 
     Args:
         local: whether the runs will be computed on this machine, with its devices.
         processes: that work together on each of them.
+        listing: whether images are to be counted only, not read.
 
     Raises:
         ConfigError: the first mistake, and the run in which it is.
     """
     seen = _Once()
-    for point in points:
+    facts = _listed if listing else _facts
+    told = time.monotonic()
+    for i, point in enumerate(points):
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            log.info("checked %d of %d runs", i, len(points))
         if not point.is_left():
             continue
         config = point.config
         with _errors_in(point.label):
             if local:
                 seen.call(build.build_device, config, ("trainer",))
-            build.check_batches(config, seen.call(_facts, config, ("dataset",))[2], processes)
-            model = _network(config, seen)
+            build.check_batches(config, seen.call(facts, config, ("dataset",))[2], processes)
+            model = _network(config, seen, facts)
             seen.call(build.check_optimization, config, ("optimizer", "lr_schedule"), model)
             seen.call(build.build_wandb_mode, config, ("wandb",))
 
@@ -195,9 +208,9 @@ class _Once:
         return self.results[key]
 
 
-def _network(config: dict[str, Any], seen: _Once):
+def _network(config: dict[str, Any], seen: _Once, facts: Callable):
     """The network of a run on the meta device: shapes without values."""
-    image_shape, classes, _ = seen.call(_facts, config, ("dataset",))
+    image_shape, classes, _ = seen.call(facts, config, ("dataset",))
 
     def network(config):
         with torch.device("meta"):
@@ -206,30 +219,53 @@ def _network(config: dict[str, Any], seen: _Once):
     return seen.call(network, config, ("dataset", "model", "schedule", "trainer"))
 
 
-def _facts(config: dict[str, Any]) -> tuple[tuple[int, int, int], int, int]:
+def _facts(config: dict[str, Any], listing: bool = False) -> tuple[tuple[int, int, int], int, int]:
     """(C, H, W), classes and training images of a data set, which is loaded for it."""
-    data = build.build_data(config)
+    data = build.build_data(config, listing)
     return data.image_shape, len(data.classes), len(data.train)
 
 
+def _listed(config: dict[str, Any]) -> tuple[tuple[int, int, int], int, int]:
+    """`_facts` of a data set whose images are counted only."""
+    return _facts(config, listing=True)
+
+
 def show(console: Console, points: list[Point]) -> None:
-    """Prints the list of runs: name, state, expected depth and compute."""
+    """Prints the list of runs: name, state, expected depth and compute, and the time that is left.
+
+    The time is that of the runs that are done.
+    """
     from sdnet.analysis.cost import network_cost
 
     def cost(config, model):
-        return network_cost(model, seen.call(_facts, config, ("dataset",))[0])
+        return network_cost(model, seen.call(_listed, config, ("dataset",))[0])
 
     seen = _Once()
     columns = ("run", "swept", "state", "expected depth", "expected compute")
     table = Table(*columns, box=box.SIMPLE)
+    table.columns[0].overflow, table.columns[1].no_wrap = "fold", True
     for point in points:
-        model = _network(point.config, seen)
+        model = _network(point.config, seen, _listed)
         costs = seen.call(cost, point.config, ("dataset", "model", "schedule"), model)
         share = f"{costs.expected_share:.1%}"
         depth = f"{costs.expected_blocks:.2f} of {len(costs.blocks)}"
-        table.add_row(point.name, point.swept, describe(point), depth, share)
-    console.print(table, soft_wrap=True)
+        swept = point.swept.replace(" ", "\n")
+        table.add_row(point.name, swept, describe(point), depth, share)
+    console.print(table)
     console.print(count(points), soft_wrap=True)
+    if any(point.config["show"] == "time" for point in points):
+        from sdnet.launch.measure import seconds_of
+
+        groups = ("dataset", "model", "schedule", "optimizer", "trainer")
+        every = [seen.call(seconds_of, p.config, groups) for p in points if p.is_left()]
+        text = duration(sum(every))
+        console.print(f"about {text} for what is left on this machine, by a few steps of each")
+        return
+    taken = [seconds_taken(p.run.summary()) for p in points if p.state == "completed"]
+    left = sum(point.is_left() for point in points)
+    if taken and left:
+        text = duration(left * sum(taken) / len(taken))
+        console.print(f"about {text} for what is left, one run after the other", soft_wrap=True)
 
 
 def describe(point: Point) -> str:

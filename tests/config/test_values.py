@@ -19,7 +19,7 @@ AT_LEAST_0 += ("a number of at least 0",)
 VALUES = {  # accepted, refused, what the message says of them
     "name": NAME,
     "seed": NATURAL,
-    "show": BOOLEAN,
+    "show": ([True, False, "time"], [0, 1, "true", None], "true, false or time"),
     "resume": OPTIONAL_TEXT,
     "retry_failed": BOOLEAN,
     "model.name": NAME,

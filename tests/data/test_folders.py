@@ -1,3 +1,4 @@
+import logging
 import os
 import re
 import shutil
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 
 from sdnet.data import folders
-from sdnet.data.split import Files
+from sdnet.data.split import LISTING, Files
+from sdnet.data.splits import prepare
 
 
 def save(path, pixels, **options):
@@ -248,3 +250,28 @@ def test_a_broken_folder_is_one_clear_error(folder, break_it, message):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"root .*nowhere.* is not a folder"):
         folders.image_folder(str(tmp_path / "nowhere"))
+
+
+def test_images_that_are_only_counted_are_not_read(folder, monkeypatch):
+    token = LISTING.set(True)
+    try:
+        read = []
+        first = folders._read_image
+        monkeypatch.setattr(folders, "_read_image", lambda *a: read.append(a) or first(*a))
+        data = prepare(folders.image_folder(str(folder), size=4), 1, "channel", seed=0)
+    finally:
+        LISTING.reset(token)
+    assert len(read) == 1 and not (folder / ".cache").exists()
+    assert (len(data.train), len(data.validation), len(data.test)) == (5, 1, 2)
+    assert data.image_shape == (3, 4, 4) and data.normalization is None
+
+
+def test_decoding_shows_that_it_lives(folder, monkeypatch, caplog):
+    monkeypatch.setattr(folders, "TELL_SECONDS", -1.0)
+    caplog.set_level("INFO")
+    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+    folders.image_folder(str(folder))
+    assert [r.getMessage() for r in caplog.records] == [
+        f"decoding 8 images of {folder} once",
+        "decoded 8 of 8 images",
+    ]

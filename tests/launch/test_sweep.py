@@ -173,7 +173,8 @@ def wired(monkeypatch, points, tmp_path):
     set_up = lambda: wired.set_up.append(len(steps)) or "console"  # noqa: E731
     monkeypatch.setattr(consoles, "set_up", set_up)
     monkeypatch.setattr(sweep, "plan", lambda config, grid: wired.points)
-    monkeypatch.setattr(sweep, "check", note("check"))
+    check = lambda points, *arguments, listing: steps.append(("check", *arguments, listing))  # noqa: E731
+    monkeypatch.setattr(sweep, "check", check)
     monkeypatch.setattr(sweep, "show", note("show"))
     monkeypatch.setattr(sweep, "announce", note("announce"))
 
@@ -233,7 +234,7 @@ def test_a_sweep_runs_what_is_left_and_concludes_all_of_it(wired):
     done, left = wired.points
     wired.grid()
     assert wired.steps == [
-        ("check", True, 1),
+        ("check", True, 1, False),
         ("announce",),
         ("launch", [left], "task", "context"),
         ("conclude", [done.run.path, left.run.path], "console", "disabled"),
@@ -252,14 +253,14 @@ def test_a_sweep_runs_what_is_left_and_concludes_all_of_it(wired):
 def test_a_sweep_that_is_shown_is_not_run(wired):
     wired.grid(show=True)
     wired.search(show=True)
-    assert [step[0] for step in wired.steps] == ["check", "show"] * 2
+    assert wired.steps == [("check", True, 1, True), ("show", wired.points)] * 2  # nothing is read
 
 
 def test_another_sweeper_goes_on_by_itself_and_what_it_left_is_concluded(wired, points):
     wired.search()
     searched = ("search", ["seed=0"], "task", "context", False)
     folders = [p.run.path for p in (wired.points[0],)]  # those with a run in them
-    assert wired.steps[:2] == [("check", True, 1), searched] and len(wired.steps) == 3
+    assert wired.steps[:2] == [("check", True, 1, False), searched] and len(wired.steps) == 3
     name, found, *more = wired.steps[2]
     assert name == "conclude" and [path.resolve() for path in found] == folders
     assert more == ["console", "disabled"] and wired.set_up == [0, 2]
@@ -307,6 +308,6 @@ def test_a_sweep_under_torchrun_is_a_mistake(wired, monkeypatch):
 def test_a_cluster_has_its_own_devices_and_processes(wired):
     launcher = {"_target_": "x.submitit_launcher.SlurmLauncher", "tasks_per_node": 3, "nodes": 2}
     wired.grid(launcher=launcher)
-    assert wired.steps[0] == ("check", False, 6)
+    assert wired.steps[0] == ("check", False, 6, False)
     wired.grid(launcher={"_target_": "x.submitit_launcher.SlurmLauncher"})
-    assert wired.steps[4] == ("check", False, 1)
+    assert wired.steps[4] == ("check", False, 1, False)
