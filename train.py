@@ -12,7 +12,7 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C while libraries are imported: no traceback
 
-from sdnet.launch.command import run_command  # noqa: E402
+from sdnet.launch.command import run_command
 
 if __name__ == "__main__":
     run_command()

@@ -22,7 +22,13 @@ def _report(arguments: argparse.Namespace) -> int:
         from sdnet.listeners import wandb as tracking
 
     try:
-        report = write_report(arguments.folders, arguments.out, arguments.baseline, arguments.paper)
+        report = write_report(
+            arguments.folders,
+            arguments.out,
+            arguments.baseline,
+            arguments.paper,
+            style=arguments.style,
+        )
         if report is not None:
             tracking.log_report(report, arguments.wandb)
     except ValueError as error:
@@ -50,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         "default: schedule=constant",
     )
     report.add_argument("--paper", action="store_true", help="show the paper's results as well")
+    report.add_argument(
+        "--style",
+        choices=("screen", "paper"),
+        default="screen",
+        help="of the figures; paper: one column wide, type of 8 points",
+    )
     report.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: report/ in the first folder"
     )

@@ -1,29 +1,36 @@
 """What the figures of a report show, as plain data; and the paper's numbers beside them."""
 
+import json
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from sdnet.analysis.groups import Group, schedule_family, short_names
 
-# Huang et al. (2016), ResNet-110 on CIFAR-10, test error in % of one run each.
+PAPER = json.loads(Path(__file__).with_name("huang2016.json").read_text(encoding="utf-8"))
 PAPER_NAME = "Huang et al. 2016 (ResNet-110, CIFAR-10)"
-PAPER_P_L = {  # Figure 8 left, read off the plot: +-0.05
-    "linear decay": (
-        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-        (6.96, 6.30, 5.97, 5.40, 5.25, 5.42, 5.39, 5.64, 5.89, 6.41),
-    ),
-    "uniform": (
-        (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
-        (6.93, 6.55, 6.14, 5.92, 5.47, 5.27, 5.95, 6.41),
-    ),
+PAPER_P_L = {
+    name: (PAPER["p_L"][name]["p_L"], PAPER["p_L"][name]["test_error"])
+    for name in ("linear decay", "uniform")
 }
+
+
+class Spread(NamedTuple):
+    """A number over n runs, which differ by their seed: mean, lowest and highest."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
 
 
 @dataclass
 class Line:
-    """A schedule's test error (%) against p_L; std over seeds, None for one seed.
+    """A schedule's test error (%) against p_L.
 
     `setting` names the other settings: lines and constant depths with the same belong together.
     """
@@ -31,11 +38,7 @@ class Line:
     label: str
     setting: str
     p_L: list[float]
-    mean: list[float]
-    std: list[float | None]
-
-
-BARS = "mean ± standard deviation over seeds"
+    errors: list[Spread]
 
 
 @dataclass
@@ -48,18 +51,11 @@ class Grid:
     errors: list[list[float | None]]
 
 
-PAPER_GRID = Grid(  # Figure 8 right, printed: linear decay on CIFAR-10, one run each
+PAPER_GRID = Grid(
     "Huang et al. 2016 (CIFAR-10)",
-    [1.0, 0.9, 0.8, 0.7, 0.6, 0.5],
-    [20, 38, 56, 74, 92, 110],
-    [
-        [8.31, 6.67, 6.27, 6.53, 6.25, 6.41],
-        [7.60, 6.16, 5.84, 5.88, 5.72, 5.89],
-        [7.72, 6.29, 5.66, 5.59, 5.56, 5.64],
-        [8.23, 6.42, 5.98, 5.72, 5.43, 5.39],
-        [8.63, 6.66, 6.10, 5.94, 5.69, 5.42],
-        [9.39, 7.12, 6.40, 5.79, 5.61, 5.25],
-    ],
+    PAPER["depth"]["p_L"],
+    PAPER["depth"]["depths"],
+    PAPER["depth"]["test_error"],
 )
 
 
@@ -78,15 +74,41 @@ class Curve:
 
 @dataclass
 class Point:
-    """Test error (%) and training time (seconds) of a group: mean and std over seeds."""
+    """Test error (%) and training time (seconds) of a group.
 
-    label: str
+    Attributes:
+        series: the schedule and the other settings; `joins`: the series whose end at p_L = 1 it is.
+    """
+
+    p_L: float | None
+    is_constant: bool
     series: str
-    seconds: tuple[float, float | None]
-    error: tuple[float, float | None]
+    seconds: Spread
+    error: Spread
+    joins: list[str] = field(default_factory=list)
 
 
 # -- from the runs to plain data ------------------------------------------------------------------
+
+
+def spread(group: Group, name: str) -> Spread:
+    """A number of summary.json over the runs of a group."""
+    values = [run.summary[name] for run in group.runs]
+    return Spread(statistics.fmean(values), min(values), max(values), len(values))
+
+
+def title_of(groups: Sequence[Group]) -> str:
+    """What all runs share, of data set, network and epochs: `resnet20 on digits, 30 epochs`."""
+    configs = [run.config for group in groups for run in group.runs]
+    model = {c["model"].get("name") or c["model"]["_target_"].rpartition(".")[2] for c in configs}
+    data = {c.get("dataset", {}).get("name") for c in configs}
+    epochs = {c["trainer"]["epochs"] for c in configs}
+    parts = [model.pop() if len(model) == 1 else ""]
+    if len(data) == 1 and (name := data.pop()):
+        parts[0] = f"{parts[0]} on {name}".strip()
+    if len(epochs) == 1:
+        parts.append(f"{epochs.pop()} epochs")
+    return ", ".join(filter(None, parts))
 
 
 def _setting(group: Group, leave: Sequence[str] = ()) -> str:
@@ -115,13 +137,13 @@ def _series(group: Group) -> str:
     return ", ".join(filter(None, [_schedule(group), _setting(group)]))
 
 
-def p_L_lines(groups: Sequence[Group]) -> tuple[list[Line], dict[str, tuple[float, float | None]]]:
+def p_L_lines(groups: Sequence[Group]) -> tuple[list[Line], dict[str, Spread]]:
     """A line per schedule and other settings, and the constant depth of each of these settings.
 
     A schedule that is constant depth at p_L = 1 ends there in that point.
     """
     baselines = [group for group in groups if group.is_baseline]
-    levels = {_setting(group): group.mean_std("test_error") for group in baselines}
+    levels = {_setting(group): spread(group, "test_error") for group in baselines}
     members: dict[tuple, list[Group]] = {}
     for group in groups:
         if group.p_L is not None and not group.is_baseline:
@@ -131,8 +153,8 @@ def p_L_lines(groups: Sequence[Group]) -> tuple[list[Line], dict[str, tuple[floa
     for of_line in members.values():
         first = of_line[0]
         ends = [b for b in baselines if first.ends_in(b) and all(g.p_L != 1 for g in of_line)]
-        points = [(g.p_L, *g.mean_std("test_error")) for g in sorted(of_line, key=lambda g: g.p_L)]
-        points += [(1.0, *end.mean_std("test_error")) for end in ends]
+        points = [(g.p_L, spread(g, "test_error")) for g in sorted(of_line, key=lambda g: g.p_L)]
+        points += [(1.0, spread(end, "test_error")) for end in ends]
         lines.append(Line(_schedule(first), _setting(first), *map(list, zip(*points, strict=True))))
     return lines, levels
 
@@ -184,13 +206,11 @@ def curves(groups: Sequence[Group]) -> list[Curve]:
 
 
 def time_points(groups: Sequence[Group]) -> list[Point]:
-    """A point per group; its label is p_L, where its schedule has one."""
-    return [
-        Point(
-            "" if group.is_baseline or group.p_L is None else f"{group.p_L:g}",
-            _series(group),
-            group.mean_std("train_seconds"),
-            group.mean_std("test_error"),
-        )
-        for group in groups
-    ]
+    """A point per group, in each series by p_L; constant depth joins the schedules it ends."""
+    points = []
+    for group in sorted(groups, key=lambda g: -1.0 if g.p_L is None else g.p_L):
+        joins = [_series(g) for g in groups if group.is_baseline and g.ends_in(group)]
+        values = (spread(group, "train_seconds"), spread(group, "test_error"))
+        joins = list(dict.fromkeys(joins))
+        points.append(Point(group.p_L, group.is_baseline, _series(group), *values, joins))
+    return points

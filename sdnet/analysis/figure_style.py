@@ -1,8 +1,8 @@
 """What the figures of a report have in common: type, colours, axes, legends and files."""
 
-import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,38 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from sdnet.analysis.figure_data import Spread
 from sdnet.analysis.plots import STYLE
 
-PRINT = STYLE | {
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,
-    "legend.fontsize": 8.5,
-    "axes.axisbelow": True,
+
+@dataclass(frozen=True)
+class Style:
+    """The size of type (points) and of figures (inches): of one panel, and of two."""
+
+    font: float
+    panel: tuple[float, float]
+    two_panels: tuple[float, float]
+    columns: int  # that two panels are drawn in
+
+    @property
+    def rc(self) -> dict[str, Any]:
+        more = {"font.size": self.font, "legend.fontsize": 0.85 * self.font}
+        return STYLE | {"savefig.dpi": 200, "pdf.fonttype": 42, "axes.axisbelow": True} | more
+
+
+STYLES = {
+    "screen": Style(10, (5.2, 3.4), (7.5, 3.4), 2),
+    "paper": Style(8, (3.3, 2.4), (3.3, 4.4), 1),  # a column of a two-column page
 }
-# Okabe & Ito (2008), without yellow and with grey: told apart with any colour vision
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+# Okabe & Ito (2008), without yellow and black, which is constant depth's: told apart with any
+# colour vision
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+CONSTANT = "black"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES = ("-", "--", ":", "-.", (0, (6, 1)), (0, (1, 1)), (0, (4, 1, 1, 1, 1, 1)))
 MARKS = {"markersize": 5, "elinewidth": 1, "capsize": 2.5}
 WIDE = 8  # errors spanning more than this factor are drawn on a log axis
+RANGE = "means over n seeds; bars and bands from the lowest to the highest"
 
 
 def save(figure: Figure, stem: Path) -> Path:
@@ -49,17 +67,36 @@ def scale(axes: Axes, errors: Sequence[float]) -> None:
 def plain_log_ticks(axes: Axes) -> None:
     low, high = axes.get_ylim()
     subs = (1, 2, 5) if high > 8 * low else (1, 1.5, *range(2, 10))
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: Figure, entries: dict[str, Any], **options: Any) -> None:
-    """A legend above the axes in as many columns as fit; the figure grows by its height."""
+def shade(p_L: float | None, is_constant: bool, every: Sequence[float]) -> Any:
+    """Constant depth is black; p_L goes from dark, the lowest, to light; grey is without one."""
+    if is_constant:
+        return CONSTANT
+    if p_L is None:
+        return "0.6"
+    ordered = sorted(set(every))
+    place = ordered.index(p_L) / max(len(ordered) - 1, 1)
+    return plt.colormaps["viridis"](0.9 * place)  # 1 would vanish on white
+
+
+def legend(figure: Figure, entries: dict[str, Any], title: str, several: bool) -> None:
+    """The title and, below it, a legend in as many columns as fit; the figure grows by its height.
+
+    Args:
+        several: whether there are several seeds, whose spread is then explained.
+    """
+    size = plt.rcParams["legend.fontsize"]
+    lines = [title, *([RANGE] if several else [])]
+    options = {"title": "\n".join(filter(None, lines)), "title_fontsize": size}
     for columns in (4, 3, 2, 1):
         made = figure.legend(
             entries.values(), entries.keys(), loc="outside upper center", ncols=columns, **options
         )
+        made.get_title().set_parse_math(False)
         box = made.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
         width, height = figure.get_size_inches()
         if box.width < 0.98 * width or columns == 1:
@@ -68,13 +105,16 @@ def legend(figure: Figure, entries: dict[str, Any], **options: Any) -> None:
         made.remove()
 
 
-def bars(std: Sequence[float | None]) -> list[float]:
-    return [math.nan if value is None else value for value in std]
+def with_n(text: str, several: Sequence[Spread]) -> str:
+    """`linear decay (n = 3)`, or `n = 1 to 3` where it differs."""
+    low, high = min(s.n for s in several), max(s.n for s in several)
+    return f"{text} (n = {low})" if low == high else f"{text} (n = {low} to {high})"
 
 
-def title_of(texts: Sequence[str]) -> dict[str, Any]:
-    """Options for a legend with a title of these parts, if any."""
-    return {"title": "; ".join(texts), "title_fontsize": 8.5} if texts else {}
+def bars(several: Sequence[Spread], unit: float = 1.0) -> np.ndarray:
+    """The lengths of the bars below and above the means, (2, number); none for a single run."""
+    ends = [(s.mean - s.low, s.high - s.mean) if s.n > 1 else (np.nan, np.nan) for s in several]
+    return np.array(ends).T / unit
 
 
 def hide_rest(grid: np.ndarray, used: int) -> None:

@@ -10,67 +10,73 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
-from matplotlib.transforms import Bbox
 
 from sdnet.analysis.figure_data import (
-    BARS,
     PAPER_GRID,
     PAPER_NAME,
     PAPER_P_L,
     Curve,
     Grid,
     Line,
-    Point,
+    Spread,
     curves,
     depth_grids,
     p_L_lines,
     time_points,
+    title_of,
 )
 from sdnet.analysis.figure_style import (
     COLORS,
+    CONSTANT,
     DASHES,
     MARKERS,
     MARKS,
-    PRINT,
+    STYLES,
+    Style,
     bars,
     hide_rest,
     legend,
     plain_log_ticks,
     save,
     scale,
-    title_of,
+    shade,
+    with_n,
 )
+from sdnet.analysis.figure_time import plot_time
 from sdnet.analysis.groups import Group
 
 NAMES = ("p_L", "heatmap", "curves", "time")
-UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
-MANY = len(COLORS)
+MANY = 8  # more curves than that are drawn without bands
 CROWDED = 4  # more lines than that, of several settings, are drawn in a panel for each
 
 
 def plot_p_L(
     lines: Sequence[Line],
-    levels: dict[str, tuple[float, float | None]],
+    levels: dict[str, Spread],
     paper: bool,
+    title: str,
+    style: Style,
     stem: Path,
 ) -> Path:
     """Test error against p_L, a line per schedule, constant depth dashed: Figure 8 left.
 
-    Error bars and the band are the std over seeds; the lines stand a little apart, so that their
-    bars can be told apart. More than four lines are drawn in a panel for each of the other
-    settings.
+    Bars and the band go from the lowest to the highest seed; the lines stand a little apart, so
+    that their bars can be told apart. More than four lines are drawn in a panel for each of the
+    other settings.
 
     Args:
-        levels: mean and std at constant depth by `setting`.
+        levels: the test error at constant depth by `setting`.
         paper: whether the paper's points are drawn as well.
+        title: what all runs share.
         stem: the path without its suffix.
     """
     settings = list(dict.fromkeys(line.setting for line in lines))
     panels = [[s] for s in settings] if len(lines) > CROWDED else [settings]
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    size = (5.2, 3.4) if len(panels) == 1 else (3.1 * columns, 2.6 * rows)
-    with plt.rc_context(PRINT):
+    width, height = style.panel
+    size = style.panel if len(panels) == 1 else (0.6 * width * columns, 0.76 * height * rows)
+    with plt.rc_context(style.rc):
         figure, grid = plt.subplots(
             rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True
         )
@@ -80,20 +86,17 @@ def plot_p_L(
             if paper:
                 entries |= _paper_points(axes)
         hide_rest(grid, len(panels))
-        figure.supxlabel("survival probability $p_L$", fontsize=10)
-        figure.supylabel("test error (%)", fontsize=10)
-        legend(figure, entries, **title_of([BARS] if any(map(_has_bars, lines)) else []))
+        figure.supxlabel("survival probability $p_L$", fontsize="medium")
+        figure.supylabel("test error (%)", fontsize="medium")
+        every = [*(s for line in lines for s in line.errors), *levels.values()]
+        legend(figure, entries, title, any(s.n > 1 for s in every))
         return save(figure, stem)
-
-
-def _has_bars(line: Line) -> bool:
-    return any(std is not None for std in line.std)
 
 
 def _p_L_panel(
     axes: Axes,
     lines: Sequence[Line],
-    levels: dict[str, tuple[float, float | None]],
+    levels: dict[str, Spread],
     settings: Sequence[str],
     titled: bool,
 ) -> dict[str, Any]:
@@ -105,28 +108,32 @@ def _p_L_panel(
     for i, line in enumerate(inside):
         shift = 0.006 * (i - (len(inside) - 1) / 2)
         index = settings.index(line.setting) if several else labels.index(line.label)
-        marker = MARKERS[(i if several else index) % len(MARKERS)]
         text = ", ".join(filter(None, [line.label, "" if titled else line.setting]))
-        entries[text] = axes.errorbar(
-            *([p + shift for p in line.p_L], line.mean, bars(line.std)),
+        entries[with_n(text, line.errors)] = axes.errorbar(
+            [p + shift for p in line.p_L],
+            [s.mean for s in line.errors],
+            bars(line.errors),
             color=COLORS[index % len(COLORS)],
-            marker=marker,
+            marker=MARKERS[labels.index(line.label) % len(MARKERS)],
             linewidth=1.4,
             **MARKS,
         )
-    for setting in settings:
-        if setting in levels:
-            color = COLORS[settings.index(setting)] if several else "0.25"
-            mean, std = levels[setting]
-            handle = axes.axhline(mean, color=color, linestyle="--", linewidth=1.2, zorder=1)
-            if std is not None:
-                axes.axhspan(mean - std, mean + std, color=color, alpha=0.12, linewidth=0)
-            text = "constant depth" if titled or not setting else f"constant depth, {setting}"
-            entries[text if titled else f"{text} ({mean:.2f} %)"] = handle
+    known = [setting for setting in settings if setting in levels]
+    for i, setting in enumerate(known):
+        level = levels[setting]
+        dash = DASHES[1 + i % (len(DASHES) - 1)]
+        line = axes.axhline(level.mean, color=CONSTANT, linestyle=dash, linewidth=1.2, zorder=1)
+        handles = [line]
+        if level.n > 1:
+            look = {"color": CONSTANT, "alpha": 0.12, "linewidth": 0}
+            handles.insert(0, axes.axhspan(level.low, level.high, **look))
+        text = "constant depth" if titled or not setting else f"constant depth, {setting}"
+        text = text if titled else f"{text}, {level.mean:.2f} %"
+        entries[with_n(text, [level])] = tuple(handles)
     if titled:
-        axes.set_title(settings[0], fontsize=9, parse_math=False)
+        axes.set_title(settings[0], fontsize="small", parse_math=False)
     axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
-    scale(axes, [error for line in inside for error in line.mean])
+    scale(axes, [s.mean for line in inside for s in line.errors])
     return entries
 
 
@@ -139,7 +146,7 @@ def _paper_points(axes: Axes) -> dict[str, Any]:
     return entries
 
 
-def plot_heatmap(grids: Sequence[Grid], paper: bool, stem: Path) -> Path:
+def plot_heatmap(grids: Sequence[Grid], paper: bool, title: str, style: Style, stem: Path) -> Path:
     """Mean test error for p_L x depth, printed in its cell, a panel per schedule: Figure 8 right.
 
     The panels of the report share one colour scale; that of the paper has its own.
@@ -150,7 +157,7 @@ def plot_heatmap(grids: Sequence[Grid], paper: bool, stem: Path) -> Path:
     rows = -(-len(panels) // columns)
     width = max(0.55 * max(len(grid.depths) for grid in panels) + 0.5, 2.4)
     height = 0.32 * max(len(grid.p_L) for grid in panels) + 0.6
-    with plt.rc_context(PRINT | {"axes.grid": False}):
+    with plt.rc_context(style.rc | {"axes.grid": False}):
         figure, axes_grid = plt.subplots(
             *(rows, columns),
             figsize=(width * columns + 0.3, height * rows + 0.3),
@@ -159,15 +166,15 @@ def plot_heatmap(grids: Sequence[Grid], paper: bool, stem: Path) -> Path:
         )
         for axes, grid in zip(axes_grid.flat, panels, strict=False):
             own = [v for row in grid.errors for v in row if v is not None]
-            scale = own if grid is PAPER_GRID else values
-            norm = (
-                LogNorm if min(scale) > 0 else Normalize
-            )  # a few bad cells must not hide the rest
-            _heatmap_panel(axes, grid, norm(min(scale), max(scale)))
+            limits = own if grid is PAPER_GRID else values
+            # a few bad cells must not hide the rest
+            norm = LogNorm if min(limits) > 0 else Normalize
+            _heatmap_panel(axes, grid, norm(min(limits), max(limits)))
         hide_rest(axes_grid, len(panels))
-        figure.supylabel("survival probability $p_L$", fontsize=10)
-        figure.supxlabel("network depth (layers)", fontsize=10)
-        figure.suptitle("test error (%)", fontsize=10)
+        figure.supylabel("survival probability $p_L$", fontsize="medium")
+        figure.supxlabel("network depth (layers)", fontsize="medium")
+        head = ", ".join(filter(None, [title, "test error (%), mean over seeds"]))
+        figure.suptitle(head, fontsize="medium", parse_math=False)
         return save(figure, stem)
 
 
@@ -183,149 +190,81 @@ def _heatmap_panel(axes: Axes, grid: Grid, norm: Normalize) -> None:
             red, green, blue, _ = image.cmap(image.norm(value))
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             color = "white" if dark else "black"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9)
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize="small")
     axes.set_xticks(range(len(grid.depths)), [f"{depth:g}" for depth in grid.depths])
     axes.set_yticks(range(len(grid.p_L)), [f"{p:g}" for p in grid.p_L])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(grid.title, fontsize=9, parse_math=False)
+    axes.set_title(grid.title, fontsize="small", parse_math=False)
 
 
-def plot_curves(found: Sequence[Curve], stem: Path) -> Path:
+def plot_curves(found: Sequence[Curve], title: str, style: Style, stem: Path) -> Path:
     """Test error and training loss (log axis) over the epochs: Figure 3.
 
-    Lines are means over seeds, bands go from the lowest to the highest seed. More than eight
-    groups are drawn without bands, coloured by p_L, with a dash for each schedule and setting.
+    Lines are means over seeds, bands go from the lowest to the highest seed; more than eight curves
+    have none. Constant depth is black, the others are coloured by p_L, where it tells them apart,
+    with a dash for each schedule and setting.
     """
     many = len(found) > MANY
-    with plt.rc_context(PRINT):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(7.5, 3.4), layout="constrained")
-        for curve, style in zip(found, _curve_styles(found), strict=True):
+    with plt.rc_context(style.rc | {"legend.fontsize": (0.7 if many else 0.85) * style.font}):
+        rows, columns = (1, 2) if style.columns == 2 else (2, 1)
+        figure, both = plt.subplots(rows, columns, figsize=style.two_panels, layout="constrained")
+        upper, lower = both
+        entries: dict[str, Any] = {}
+        for curve, look in zip(found, _curve_styles(found), strict=True):
             marker = "o" if len(curve.epochs) == 1 else None
-            for axes, values in ((left, curve.test_error), (right, curve.train_loss)):
-                mean = values.mean(1)
-                axes.plot(curve.epochs, mean, label=curve.label, marker=marker, **style)
-                if values.shape[1] > 1 and not many:
+            n = curve.test_error.shape[1]
+            for axes, values in ((upper, curve.test_error), (lower, curve.train_loss)):
+                (handle,) = axes.plot(curve.epochs, values.mean(1), marker=marker, **look)
+                entries.setdefault(f"{curve.label} (n = {n})", handle)
+                if n > 1 and not many:
                     band = (curve.epochs, values.min(1), values.max(1))
-                    axes.fill_between(*band, color=style["color"], alpha=0.15, linewidth=0)
-        left.set(xlabel="epoch", ylabel="test error (%)")
-        scale(left, [error for curve in found for error in curve.test_error.mean(1)])
-        right.set(xlabel="epoch", ylabel="training loss", yscale="log")
-        plain_log_ticks(right)
-        for axes in (left, right):
-            axes.set_xlim(0, 1.03 * max(curve.epochs[-1] for curve in found))
+                    axes.fill_between(*band, color=look["color"], alpha=0.15, linewidth=0)
+        upper.set(xlabel="epoch", ylabel="test error (%)")
+        scale(upper, [error for curve in found for error in curve.test_error.mean(1)])
+        lower.set(xlabel="epoch", ylabel="training loss", yscale="log")
+        plain_log_ticks(lower)
+        first, last = min(c.epochs[0] for c in found), max(c.epochs[-1] for c in found)
+        for axes in both:
+            if last > first:
+                axes.set_xlim(first, last)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        handles, labels = left.get_legend_handles_labels()
-        title = (
-            "mean over seeds" if many else "mean over seeds, band from the lowest to the highest"
-        )
-        several = any(curve.test_error.shape[1] > 1 for curve in found)
-        entries = dict(zip(labels, handles, strict=True))
-        legend(figure, entries, fontsize=7 if many else 8.5, **title_of([title] if several else []))
+        several = any(curve.test_error.shape[1] > 1 for curve in found) and not many
+        legend(figure, entries, title, several)
         return save(figure, stem)
 
 
 def _curve_styles(found: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Few curves: a colour each. Many: from dark at low p_L to light at high, the constant depths
-    black; where p_L does not tell them apart, their order does."""
-    if len(found) <= MANY:
-        return [{"color": color, "linewidth": 1.4} for color in COLORS[: len(found)]]
-    shades = plt.colormaps["viridis"](np.linspace(0, 0.9, len(found)))  # 1 would vanish on white
-    p_L = sorted({curve.p_L for curve in found if curve.p_L is not None and not curve.is_constant})
-    if len(p_L) < 2:
-        return [{"color": shade, "linewidth": 1.2} for shade in shades]
+    p_L = [curve.p_L for curve in found if curve.p_L is not None and not curve.is_constant]
+    told_apart = len(set(p_L)) > 1
     styles = []
     for curve in found:
-        alike = [other for other in found if other.is_constant == curve.is_constant]
-        series = list(dict.fromkeys(other.series for other in alike))
-        color = "black" if curve.is_constant else "0.6"
-        if curve.p_L in p_L and not curve.is_constant:
-            color = plt.colormaps["viridis"](0.9 * p_L.index(curve.p_L) / (len(p_L) - 1))
-        dash = DASHES[series.index(curve.series) % len(DASHES)]
-        styles.append({"color": color, "linestyle": dash, "linewidth": 1.2})
+        alike = [c for c in found if c.is_constant == curve.is_constant]
+        series = list(dict.fromkeys(c.series for c in alike))
+        index = series.index(curve.series)
+        color = shade(curve.p_L, curve.is_constant, p_L)
+        if not told_apart and not curve.is_constant:
+            color = COLORS[index % len(COLORS)]
+        styles.append({"color": color, "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.3})
     return styles
 
 
-def plot_time(points: Sequence[Point], stem: Path) -> Path:
-    """Test error against the time of training; bars are the std over seeds, numbers are p_L."""
-    longest = max(point.seconds[0] for point in points)
-    unit, name = next(item for item in UNITS if longest >= 2 * item[0] or item[0] == 1)
-    series = list(dict.fromkeys(point.series for point in points))
-    with plt.rc_context(PRINT):
-        figure, axes = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
-        entries: dict[str, Any] = {}
-        for i, series_name in enumerate(series):
-            inside = [point for point in points if point.series == series_name]
-            entries[series_name] = axes.errorbar(
-                *([p.seconds[0] / unit for p in inside], [p.error[0] for p in inside]),
-                yerr=bars([p.error[1] for p in inside]),
-                xerr=[std / unit for std in bars([p.seconds[1] for p in inside])],
-                color=COLORS[i % len(COLORS)],
-                marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
-                linewidth=0.6,
-                **MARKS,
-            )
-        axes.set(xlabel=f"training time ({name})", ylabel="test error (%)")
-        axes.margins(0.1)
-        scale(axes, [point.error[0] for point in points])
-        texts = [BARS] if any(point.error[1] is not None for point in points) else []
-        texts += ["numbers: $p_L$"] if any(point.label for point in points) else []
-        legend(figure, entries, **title_of(texts))
-        _label(axes, points, unit)
-        return save(figure, stem)
-
-
-def _label(axes: Axes, points: Sequence[Point], unit: float) -> None:
-    """Writes each label beside its point where it covers no point, no bar and no other label."""
-    axes.figure.draw_without_rendering()  # sets the layout
-    taken = [box for point in points for box in _covered(axes, point, unit)]
-    offsets = [
-        (s * x, t * y) for x, y in ((5, 3), (3, 7), (9, 6)) for s in (1, -1) for t in (1, -1)
-    ]
-    for point in points:
-        tried = []
-        for dx, dy in offsets if point.label else ():
-            note = axes.annotate(
-                point.label,
-                (point.seconds[0] / unit, point.error[0]),
-                (dx, dy),
-                textcoords="offset points",
-                ha="left" if dx > 0 else "right",
-                va="bottom" if dy > 0 else "top",
-                fontsize=7.5,
-            )
-            box = note.get_window_extent()
-            tried.append((sum(box.overlaps(other) for other in taken), len(tried), note, box))
-            note.set_visible(False)
-        if tried:
-            _, _, note, box = min(tried)  # the first of those with the fewest overlaps
-            note.set_visible(True)
-            taken.append(box)
-
-
-def _covered(axes: Axes, point: Point, unit: float) -> list[Bbox]:
-    """Where a point's marker and bars are, in pixels of the figure."""
-    (x, x_std), (y, y_std) = ([v or 0 for v in pair] for pair in (point.seconds, point.error))
-    boxes = []
-    for dx, dy in ((x_std, 0), (0, y_std)):
-        ends = [((x - dx) / unit, max(y - dy, 1e-9)), ((x + dx) / unit, y + dy)]
-        boxes.append(Bbox(axes.transData.transform(ends)).padded(5))
-    return boxes
-
-
-def draw(groups: Sequence[Group], out: Path, paper: bool, times_comparable: bool) -> list[Path]:
+def draw(
+    groups: Sequence[Group], out: Path, paper: bool, times_comparable: bool, style: str = "screen"
+) -> list[Path]:
     """Draws the figures that apply to the groups into `out` and removes those of before that no
     longer do; returns the paths of the PNG files."""
     drawn = []
+    look = (title_of(groups), STYLES[style])
     lines, levels = p_L_lines(groups)
     if lines and len({group.p_L for group in groups if group.p_L is not None}) > 1:
-        drawn.append(plot_p_L(lines, levels, paper, out / "p_L"))
+        drawn.append(plot_p_L(lines, levels, paper, *look, out / "p_L"))
     grids = depth_grids(groups)
     if grids:
-        drawn.append(plot_heatmap(grids, paper, out / "heatmap"))
-    drawn.append(plot_curves(curves(groups), out / "curves"))
+        drawn.append(plot_heatmap(grids, paper, *look, out / "heatmap"))
+    drawn.append(plot_curves(curves(groups), *look, out / "curves"))
     if times_comparable:
-        drawn.append(plot_time(time_points(groups), out / "time"))
+        drawn.append(plot_time(time_points(groups), *look, out / "time"))
     for name in NAMES:
         if out / f"{name}.png" not in drawn:
             for suffix in ("png", "pdf"):

@@ -9,7 +9,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 STYLE = {
     "figure.dpi": 150,
@@ -50,27 +51,27 @@ def plot_survival(
 
 
 def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, path: Path) -> None:
-    """Training loss (log axis) and errors against the epoch: Figure 3 of the paper.
+    """Training loss and errors (log axes) against the epoch: Figure 3 of the paper.
 
     Dotted lines mark where the learning rate was divided, a ring the epoch whose test error is
-    reported.
+    reported. An error of 0 is drawn at the lower edge.
     """
     epochs = [row["epoch"] for row in rows]
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
         marker = "o" if len(rows) == 1 else None
         loss = [row["train_loss"] for row in rows]
         left.semilogy(epochs, loss, color="tab:blue", marker=marker, label="training")
         left.set(xlabel="epoch", ylabel="training loss")
-        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-        left.yaxis.set_major_formatter("{x:g}")
-        left.yaxis.set_minor_formatter(NullFormatter())
+        plotted = []
         for key, label, color in (
+            ("train_error", "training", "tab:blue"),
             ("val_error", "validation", "tab:orange"),
             ("test_error", "test", "tab:green"),
         ):
-            if rows[0][key] is not None:
+            if rows[0].get(key) is not None:
                 errors = [row[key] for row in rows]
+                plotted += errors
                 right.plot(epochs, errors, color=color, marker=marker, label=label)
         best = next(row for row in rows if row["epoch"] == best_epoch)
         right.plot(
@@ -82,7 +83,8 @@ def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, p
             markersize=9,
             label=f"{best['test_error']:.2f} % reported",
         )
-        right.set(xlabel="epoch", ylabel="error (%)", ylim=0)
+        right.set(xlabel="epoch", ylabel="error (%)")
+        _log_axis_with_zero(right, plotted)
         rates, dropped = [row["lr"] for row in rows], False
         for i in range(1, len(rows) - 1):
             if rates[i - 1] == rates[i] > 2 * rates[i + 1]:  # a step down, not a slope
@@ -90,11 +92,32 @@ def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, p
                 for axes in (left, right):
                     axes.axvline(epochs[i], color="0.5", linestyle=":", linewidth=1)
         for axes in (left, right):
-            axes.set_xlim(0, epochs[-1] * 1.03)
+            if len(epochs) > 1:
+                axes.set_xlim(epochs[0], epochs[-1])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=30))
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_formatter(NullFormatter())
         if dropped:
             right.axvline(math.nan, color="0.5", linestyle=":", linewidth=1, label="lower rate")
-        right.legend()
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         figure.suptitle(title, fontsize=10, parse_math=False)
         figure.savefig(path)
         plt.close(figure)
+
+
+def _log_axis_with_zero(axes: Axes, values: Sequence[float]) -> None:
+    """A log axis from the smallest number above 0, under which 0 has a place of its own."""
+    above = [value for value in values if value > 0]
+    if not above:
+        return
+    low, high = min(above), max(above)
+    if low < max(values) and min(values) == 0:
+        axes.set_yscale("symlog", linthresh=low, linscale=0.3)
+    else:
+        axes.set_yscale("log")
+    subs = (1, 2, 5) if high > 8 * low else (1, 1.5, *range(2, 10))
+    ticks = [s * 10.0**e for e in range(-6, 7) for s in subs if low <= s * 10.0**e <= 1.05 * high]
+    axes.set_yticks([0.0, *ticks] if min(values) == 0 else ticks)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())

@@ -48,6 +48,7 @@ def write_report(
     baseline: str | None = None,
     paper: bool = False,
     console: Console | None = None,
+    style: str = "screen",
 ) -> Report | None:
     """Reports on all runs below the folders: prints a table, writes it, and draws the figures.
 
@@ -57,6 +58,7 @@ def write_report(
             value that is equal in everything else); None: constant depth, where there is any.
         paper: whether the figures also show the paper's results.
         console: where to print; None: the standard output.
+        style: of the figures: `screen`, or `paper`, a column of a page in small type.
 
     Returns:
         None where no run is completed: then nothing is written.
@@ -86,7 +88,7 @@ def write_report(
     out = Path(out) if out is not None else folders[0] / "report"
     out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows).astype(dict.fromkeys(MAY_LACK, float))  # NaN, never None
-    drawn = figures.draw(groups, out, paper, no_time_figure is None)
+    drawn = figures.draw(groups, out, paper, no_time_figure is None, style)
     write_atomically(out / "report.csv", table.to_csv(index=False))
     common = text.common_settings(groups)
     page = text.markdown(title, printed, rows, notes, common, drawn, left_out)

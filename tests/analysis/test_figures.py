@@ -1,7 +1,6 @@
 """The report's figures by what is drawn in them: matplotlib's artists, not files."""
 
 import colorsys
-import math
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,18 +8,22 @@ import pytest
 from matplotlib.colors import LogNorm, Normalize, to_hex, to_rgb
 from matplotlib.container import ErrorbarContainer
 
+from sdnet.analysis import figure_time
 from sdnet.analysis import figures as plots
-from sdnet.analysis.figure_data import Curve, Grid, Line, Point
+from sdnet.analysis.figure_data import Curve, Grid, Line, Point, Spread
+from sdnet.analysis.figure_style import RANGE, STYLES
 
 
 @pytest.fixture
 def figure(monkeypatch, tmp_path):
     """Calls a function that draws, and gives the figure that it would save."""
     kept = []
-    monkeypatch.setattr(plots, "save", lambda figure, stem: kept.append(figure) or stem)
+    for module in (plots, figure_time):
+        monkeypatch.setattr(module, "save", lambda figure, stem: kept.append(figure) or stem)
 
-    def draw(function, *arguments):
-        assert function(*arguments, tmp_path / "stem") == tmp_path / "stem"
+    def draw(function, *arguments, style="screen"):
+        look = ("net on data", STYLES[style])
+        assert function(*arguments, *look, tmp_path / "stem") == tmp_path / "stem"
         kept[-1].draw_without_rendering()
         assert kept[-1].get_layout_engine().colorbar_gridspec is False  # constrained
         return kept[-1]
@@ -85,23 +88,27 @@ def test_the_papers_numbers_are_those_of_its_figure():
         assert list(zip(*plots.PAPER_P_L[name], strict=True)) == some
 
 
-LINEAR = Line("linear decay", "", [0.5, 1.0], [5.0, 6.0], [0.5, None])
-UNIFORM = Line("uniform", "", [0.5, 1.0], [7.0, 6.0], [1.0, None])
+def one(mean):
+    return Spread(mean, mean, mean, 1)
+
+
+LINEAR = Line("linear decay", "", [0.5, 1.0], [Spread(5.0, 4.5, 5.75, 3), one(6.0)])
+UNIFORM = Line("uniform", "", [0.5, 1.0], [Spread(7.0, 6.0, 8.0, 2), Spread(6.0, 5.0, 6.5, 2)])
 
 
 def test_errors_against_p_L_with_bars_the_baseline_and_the_papers_points(figure):
-    drawn = figure(plots.plot_p_L, [LINEAR, UNIFORM], {"": (6.0, 0.25)}, True)
+    drawn = figure(plots.plot_p_L, [LINEAR, UNIFORM], {"": Spread(6.0, 5.75, 6.5, 4)}, True)
     (axes,) = drawn.axes
     assert drawn.get_supxlabel() == "survival probability $p_L$"
     assert drawn.get_supylabel() == "test error (%)"
-    assert errorbars(axes) == [
-        ([0.497, 0.997], [5, 6], [[[0.497, 4.5, 0.497, 5.5]]], "#0072b2", "o"),
-        ([0.503, 1.003], [7, 6], [[[0.503, 6.0, 0.503, 8.0]]], "#d55e00", "s"),
-    ]
+    first, second = errorbars(axes)
+    assert first == ([0.497, 0.997], [5, 6], [[[0.497, 4.5, 0.497, 5.75]]], "#0072b2", "o")
+    bars = [[[0.503, 6.0, 0.503, 8.0], [1.003, 5.0, 1.003, 6.5]]]
+    assert second == ([0.503, 1.003], [7, 6], bars, "#d55e00", "s")
     level = next(line for line in axes.lines if line.get_linestyle() == "--")
-    assert list(level.get_ydata()) == [6, 6] and level.get_color() == "0.25"
+    assert list(level.get_ydata()) == [6, 6] and level.get_color() == "black"
     (band,) = axes.patches
-    assert (band.get_y(), band.get_height(), band.get_alpha()) == (5.75, 0.5, 0.12)
+    assert (band.get_y(), band.get_height(), band.get_alpha()) == (5.75, 0.75, 0.12)
     points = [line for line in axes.lines if line.get_fillstyle() == "none"]
     assert [list(line.get_data()[0]) for line in points] == [
         list(plots.PAPER_P_L[name][0]) for name in ("linear decay", "uniform")
@@ -110,55 +117,85 @@ def test_errors_against_p_L_with_bars_the_baseline_and_the_papers_points(figure)
     texts, title = legend(drawn)
     paper = "Huang et al. 2016 (ResNet-110, CIFAR-10)"
     assert texts == [
-        *("linear decay", "uniform", "constant depth (6.00 %)"),
+        *("linear decay (n = 1 to 3)", "uniform (n = 2)", "constant depth, 6.00 % (n = 4)"),
         *(f"{paper}, linear decay", f"{paper}, uniform"),
     ]
-    assert title == "mean ± standard deviation over seeds" and axes.get_yscale() == "linear"
+    assert title == f"net on data\n{RANGE}" and axes.get_yscale() == "linear"
+    (found,) = drawn.legends
+    assert len(found.get_patches()) == 1  # the band is in it
 
 
 def test_without_seeds_there_are_no_bars_and_far_errors_are_on_a_log_axis(figure):
-    lines = [Line("linear decay", "", [0.5, 1.0], [1.0, 8.5], [None, None])]
-    drawn = figure(plots.plot_p_L, lines, {"": (8.5, None)}, False)
+    lines = [Line("linear decay", "", [0.5, 1.0], [one(1.0), one(8.5)])]
+    drawn = figure(plots.plot_p_L, lines, {"": one(8.5)}, False)
     (axes,) = drawn.axes
     assert errorbars(axes)[0][2] == [[]] and not axes.patches
-    assert legend(drawn) == (["linear decay", "constant depth (8.50 %)"], "")
+    texts = ["linear decay (n = 1)", "constant depth, 8.50 % (n = 1)"]
+    assert legend(drawn) == (texts, "net on data")
     assert axes.get_yscale() == "log"
     for errors in ([1.0, 8.0], [0.0, 9.0]):
-        lines = [Line("linear decay", "", [0.5, 1.0], errors, [None, None])]
+        lines = [Line("linear decay", "", [0.5, 1.0], [one(error) for error in errors])]
         drawn = figure(plots.plot_p_L, lines, {}, False)
-        assert drawn.axes[0].get_yscale() == "linear" and legend(drawn)[0] == ["linear decay"]
+        assert drawn.axes[0].get_yscale() == "linear"
+        assert legend(drawn)[0] == ["linear decay (n = 1)"]
+
+
+def test_a_log_axis_has_ticks_all_along(figure):
+    for errors in ([2.0, 90.0], [0.9, 9.0], [5.0, 41.0]):
+        lines = [Line("a", "", [0.5, 1.0], [one(error) for error in errors])]
+        (axes,) = figure(plots.plot_p_L, lines, {}, False).axes
+        low, high = axes.get_ylim()
+        inside = [t for t in axes.get_yticks() if low <= t <= high]
+        assert axes.get_yscale() == "log" and len(inside) >= 3
+        ends = np.log([low, *inside, high])
+        assert np.diff(ends).max() < 0.5 * (ends[-1] - ends[0])
 
 
 def test_many_lines_are_drawn_in_a_panel_for_each_of_the_other_settings(figure):
     settings = ["depth 20", "depth 56", "depth 110"]
-    lines = [Line(name, s, [0.5], [5], [None]) for s in settings for name in ("linear", "uniform")]
-    levels = {s: (6.0, None) for s in settings}
+    lines = [Line(name, s, [0.5], [one(5)]) for s in settings for name in ("linear", "uniform")]
+    levels = {s: one(6.0) for s in settings}
     drawn = figure(plots.plot_p_L, lines, levels, False)
     assert [axes.get_title() for axes in drawn.axes] == settings
     for axes in drawn.axes:
         (a, *_), (b, *_) = errorbars(axes)
         assert (a, b) == ([0.497], [0.503])
         assert [s[3:] for s in errorbars(axes)] == [("#0072b2", "o"), ("#d55e00", "s")]
-    assert legend(drawn)[0] == ["linear", "uniform", "constant depth"]
+    names = ["linear (n = 1)", "uniform (n = 1)", "constant depth (n = 1)"]
+    assert legend(drawn)[0] == names
     few = figure(plots.plot_p_L, lines[:4], levels, False)
     (axes,) = few.axes
-    names = [f"{name}, {s}" for s in settings[:2] for name in ("linear", "uniform")]
-    assert legend(few)[0] == [*names, *(f"constant depth, {s} (6.00 %)" for s in settings[:2])]
+    names = [f"{name}, {s} (n = 1)" for s in settings[:2] for name in ("linear", "uniform")]
+    constant = [f"constant depth, {s}, 6.00 % (n = 1)" for s in settings[:2]]
+    assert legend(few)[0] == [*names, *constant]
     colors = [s[3] for s in errorbars(axes)]
     assert colors == ["#0072b2", "#0072b2", "#d55e00", "#d55e00"]
-    assert [s[4] for s in errorbars(axes)] == ["o", "s", "^", "D"]
+    assert [s[4] for s in errorbars(axes)] == ["o", "s", "o", "s"]  # a marker for each schedule
+    dashed = [line for line in axes.lines if line.get_color() == "black"]
+    assert [line.get_linestyle() for line in dashed] == ["--", ":"]
     five = figure(plots.plot_p_L, [*lines[:4], lines[0]], levels, False)
     assert [axes.get_visible() for axes in five.axes] == [True, True]
-    four = [Line("linear", f"depth {i}", [0.5], [5], [None]) for i in range(5)]
+    four = [Line("linear", f"depth {i}", [0.5], [one(5)]) for i in range(5)]
     panels = figure(plots.plot_p_L, four, {}, False).axes
     assert [axes.get_visible() for axes in panels] == [True] * 5 + [False]
+
+
+def test_for_a_paper_figures_are_a_column_wide_and_the_type_is_small(figure):
+    drawn = figure(plots.plot_p_L, [LINEAR], {}, False, style="paper")
+    width, _ = drawn.get_size_inches()
+    (axes,) = drawn.axes
+    assert width == pytest.approx(3.3, abs=0.6)  # a wide legend widens it
+    assert axes.xaxis.get_ticklabels()[0].get_fontsize() == 8
+    two = figure(plots.plot_curves, [curve("a", [[5.0], [4.0]], [[1.0], [0.5]])], style="paper")
+    upper, lower = two.axes
+    assert upper.get_position().y0 > lower.get_position().y1  # below each other
 
 
 def test_a_heat_map_prints_the_errors_of_its_cells_where_they_can_be_read(figure):
     own = Grid("linear decay", [1.0, 0.5], [20, 110], [[8.0, 4.0], [2.0, None]])
     other = Grid("uniform", [0.8], [20, 110], [[16.0, 4.0]])
     drawn = figure(plots.plot_heatmap, [own, other], True)
-    assert drawn.get_suptitle() == "test error (%)"
+    assert drawn.get_suptitle() == "net on data, test error (%), mean over seeds"
     assert drawn.get_supxlabel() == "network depth (layers)"
     titles = [axes.get_title() for axes in drawn.axes]
     assert titles == ["linear decay", "uniform", "Huang et al. 2016 (CIFAR-10)"]
@@ -172,7 +209,11 @@ def test_a_heat_map_prints_the_errors_of_its_cells_where_they_can_be_read(figure
             (i, j): pytest.approx(v) for (i, j), v in cells.items()
         }
         for text in axes.texts:
-            assert (text.get_ha(), text.get_va(), text.get_fontsize()) == ("center", "center", 9)
+            assert (text.get_ha(), text.get_va(), text.get_fontsize()) == (
+                "center",
+                "center",
+                pytest.approx(8.33, abs=0.01),
+            )
             # luma of ITU-R 601, by another implementation
             rgb = image.cmap(image.norm(float(text.get_text())))[:3]
             dark = colorsys.rgb_to_yiq(*rgb)[0] < 0.5
@@ -197,8 +238,8 @@ def curve(label, errors, losses, p_L=0.5, constant=False, series="linear decay",
 
 def test_curves_are_means_over_seeds_with_a_band_between_the_extremes(figure):
     two = curve("a", [[9.0, 7.0], [4.0, 1.0]], [[2.0, 1.0], [0.3, 0.1]])
-    one = curve("b", [[5.0], [3.0]], [[1.0], [0.5]])
-    drawn = figure(plots.plot_curves, [two, one])
+    constant = curve("b", [[5.0], [3.0]], [[1.0], [0.5]], 1.0, True, "constant depth")
+    drawn = figure(plots.plot_curves, [two, constant])
     left, right = drawn.axes
     means = [[[8.0, 2.5], [5.0, 3.0]], [[1.5, 0.2], [1.0, 0.5]]]
     bands = [[(7, 9), (1, 4)], [(1, 2), (0.1, 0.3)]]
@@ -210,21 +251,21 @@ def test_curves_are_means_over_seeds_with_a_band_between_the_extremes(figure):
         ]
         assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2]] * 2
         assert [line.get_marker() for line in axes.lines] == ["None"] * 2
-        assert [to_hex(line.get_color()) for line in axes.lines] == ["#0072b2", "#d55e00"]
+        assert [to_hex(line.get_color()) for line in axes.lines] == ["#0072b2", "#000000"]
         (filled,) = axes.collections
         corners = {tuple(point) for point in filled.get_paths()[0].vertices.tolist()}
         assert corners == {(e, v) for e, ends in zip((1, 2), band, strict=True) for v in ends}
         assert filled.get_alpha() == 0.15
         assert to_hex(filled.get_facecolor()[0]) == "#0072b2"
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", name)
-        assert axes.get_xlim() == pytest.approx((0, 2.06))
+        assert axes.get_xlim() == (1, 2)  # where the data begin and end
     assert (left.get_yscale(), right.get_yscale()) == ("linear", "log")
-    assert legend(drawn) == (["a", "b"], "mean over seeds, band from the lowest to the highest")
+    assert legend(drawn) == (["a (n = 2)", "b (n = 1)"], f"net on data\n{RANGE}")
     single = figure(plots.plot_curves, [curve("a", [[5.0]], [[1.0]], epochs=[3])])
-    assert single.axes[0].lines[0].get_marker() == "o" and legend(single)[1] == ""
+    assert single.axes[0].lines[0].get_marker() == "o" and legend(single)[1] == "net on data"
 
 
-def test_many_curves_have_no_bands_and_are_coloured_by_p_L(figure):
+def test_curves_are_coloured_by_p_L_and_dashed_by_schedule(figure):
     p_L = [0.2, 0.4, 0.6, 0.8]
     some = [
         curve(f"{series} {p}", [[5.0, 6.0]] * 2, [[1.0, 2.0]] * 2, p, series=series)
@@ -236,16 +277,17 @@ def test_many_curves_have_no_bands_and_are_coloured_by_p_L(figure):
     baseline = curve("constant", [[5.0, 6.0]] * 2, [[1.0, 2.0]] * 2, 1.0, True, "constant depth")
     own = curve("own", [[5.0, 6.0]] * 2, [[1.0, 2.0]] * 2, None, series="own")
     drawn = figure(plots.plot_curves, [*some, baseline, own])
-    assert not drawn.axes[0].collections and legend(drawn)[1] == "mean over seeds"
+    assert not drawn.axes[0].collections and legend(drawn)[1] == "net on data"  # no bands
     lines = drawn.axes[0].lines
     shades = [to_hex(plt.colormaps["viridis"](0.3 * i)) for i in range(4)]
-    assert [to_hex(line.get_color()) for line in lines] == [*shades, *shades, "#000000", "#999999"]
-    assert [line.get_linestyle() for line in lines] == ["-"] * 4 + ["--"] * 4 + ["-", ":"]
-    assert {line.get_linewidth() for line in lines} == {1.2}
-    alike = [curve(str(i), [[5.0]] * 2, [[1.0]] * 2, None) for i in range(9)]
+    for figure_lines in (eight.axes[0].lines, lines):  # many or few: the same
+        colors = [to_hex(line.get_color()) for line in figure_lines[:8]]
+        assert colors == [*shades, *shades]
+        assert [line.get_linestyle() for line in figure_lines[:8]] == ["-"] * 4 + ["--"] * 4
+    assert [to_hex(line.get_color()) for line in lines[8:]] == ["#000000", "#999999"]
+    alike = [curve(str(i), [[5.0]] * 2, [[1.0]] * 2, None, series=str(i)) for i in range(3)]
     lines = figure(plots.plot_curves, alike).axes[0].lines
-    expected = plt.colormaps["viridis"](np.linspace(0, 0.9, 9))
-    assert [to_hex(line.get_color()) for line in lines] == [to_hex(c) for c in expected]
+    assert [to_hex(line.get_color()) for line in lines] == ["#0072b2", "#d55e00", "#009e73"]
 
 
 @pytest.mark.parametrize(
@@ -253,27 +295,31 @@ def test_many_curves_have_no_bands_and_are_coloured_by_p_L(figure):
     [(7200, 3600, "hours"), (7199, 60, "minutes"), (119, 1, "seconds"), (0.5, 1, "seconds")],
 )
 def test_errors_against_time_in_the_unit_that_fits(figure, longest, unit, name):
+    half, eighth = longest / 2, longest / 8
+    seconds = Spread(half, half - eighth, half + 2 * eighth, 3)
     points = [
-        Point("0.5", "linear decay", (longest / 2, longest / 8), (5.0, 0.5)),
-        Point("0.8", "linear decay", (longest, None), (6.0, None)),
-        Point("", "constant depth", (longest, longest / 16), (7.0, 0.25)),
+        Point(0.5, False, "linear decay", seconds, Spread(5.0, 4.5, 6.0, 3)),
+        Point(0.8, False, "linear decay", one(0.75 * longest), one(6.0)),
+        Point(1.0, True, "constant depth", one(longest), one(7.0), ["linear decay"]),
     ]
     drawn = figure(plots.plot_time, points)
     (axes,) = drawn.axes
     assert axes.get_xlabel() == f"training time ({name})"
-    (x, y, (x_bars, y_bars), color, marker), baseline = errorbars(axes)
-    at, half = longest / unit / 2, longest / unit / 8
-    assert (x, y, color, marker) == ([at, 2 * at], [5, 6], "#0072b2", "o")
-    assert x_bars == [pytest.approx([at - half, 5, at + half, 5])]
-    assert y_bars == [pytest.approx([at, 4.5, at, 5.5])]
-    assert baseline[:2] == ([2 * at], [7]) and baseline[3:] == ("#d55e00", "s")
-    assert legend(drawn) == (
-        ["linear decay", "constant depth"],
-        "mean ± standard deviation over seeds; numbers: $p_L$",
-    )
+    first, second, baseline = errorbars(axes)
+    at, part = half / unit, eighth / unit
+    x, y, (x_bars, y_bars), color, marker = first
+    assert (x, y, color, marker) == ([at], [5], to_hex(plt.colormaps["viridis"](0.0)), "o")
+    assert x_bars == [pytest.approx([at - part, 5, at + 2 * part, 5])]
+    assert y_bars == [pytest.approx([at, 4.5, at, 6.0])]
+    assert second[:3] == ([1.5 * at], [6], [[], []]) and second[4] == "o"
+    assert baseline[:2] == ([2 * at], [7]) and baseline[3:] == ("#000000", "s")
+    path, _ = (line for line in axes.lines if line.get_linewidth() == 0.6)
+    assert np.allclose(path.get_data(), ([at, 1.5 * at, 2 * at], [5, 6, 7]))  # to constant depth
+    texts = ["linear decay (n = 1 to 3)", "constant depth (n = 1)"]
+    assert legend(drawn) == (texts, f"net on data\n{RANGE}")
     notes = [note for note in axes.texts if note.get_visible()]
     assert [note.get_text() for note in notes] == ["0.5", "0.8"]
-    assert [note.xy for note in notes] == [(at, 5.0), (2 * at, 6.0)]
+    assert [note.xy for note in notes] == [(at, 5.0), (1.5 * at, 6.0)]
     for note in axes.texts:  # each beside its point, on the side to which it is moved
         dx, dy = note.xyann
         assert note.anncoords == "offset points"
@@ -284,19 +330,20 @@ def test_errors_against_time_in_the_unit_that_fits(figure, longest, unit, name):
 
 
 def test_a_label_covers_no_point_no_bar_and_no_other_label(figure):
-    points = [
-        Point(f"{i}", "linear decay", (100.0 + i % 3, 1.5), (5.0 + i % 4 / 10, 0.1))
-        for i in range(6)
-    ]
+    points = []
+    for i in range(6):
+        x, y = 100.0 + i % 3, 5.0 + i % 4 / 10
+        ends = (Spread(x, x - 1.5, x + 1.5, 2), Spread(y, y - 0.1, y + 0.1, 2))
+        points.append(Point(i / 10, False, "linear decay", *ends))
     drawn = figure(plots.plot_time, points)
     (axes,) = drawn.axes
     shown = [note for note in axes.texts if note.get_visible()]
-    assert [note.get_text() for note in shown] == list("012345")
+    assert [note.get_text() for note in shown] == ["0", "0.1", "0.2", "0.3", "0.4", "0.5"]
     boxes = [note.get_window_extent() for note in shown]
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
-    centres = axes.transData.transform([(p.seconds[0], p.error[0]) for p in points])
+    centres = axes.transData.transform([(p.seconds.mean, p.error.mean) for p in points])
     assert not any(box.contains(*centre) for box in boxes for centre in centres)
-    plain = [Point("", "a", (10.0, None), (5.0, None))]
-    assert legend(figure(plots.plot_time, plain)) == (["a"], "")
-    assert math.isnan(plots.bars([None])[0])
+    plain = [Point(None, False, "a", one(10.0), one(5.0))]
+    assert legend(figure(plots.plot_time, plain)) == (["a (n = 1)"], "net on data")
+    assert np.isnan(plots.bars([one(1.0)])).all()

@@ -81,7 +81,7 @@ def drawn(monkeypatch):
         plots.plt.close(figure)
 
 
-ROW = {"lr": 0.1, "train_loss": 2.0, "val_error": None, "test_error": 50.0}
+ROW = {"lr": 0.1, "train_loss": 2.0, "train_error": 40.0, "val_error": None, "test_error": 50.0}
 
 
 def lines(axes):
@@ -93,8 +93,9 @@ def lines(axes):
     return [f for f in found if f[2] != [0, 1]], [x for x, _ in vertical if not math.isnan(x)]
 
 
-def legend(axes):
-    return [text.get_text() for text in axes.get_legend().get_texts()]
+def legend(figure):
+    (found,) = figure.legends  # outside of the axes: it covers no data
+    return [text.get_text() for text in found.get_texts()]
 
 
 def test_the_curves_of_a_run_are_its_rows(drawn, tmp_path):
@@ -111,13 +112,14 @@ def test_the_curves_of_a_run_are_its_rows(drawn, tmp_path):
     assert dropped == [1.0, 2.0]  # the last epochs at the higher rate
     curves, dropped = lines(right)
     assert curves == [
+        ("training", epochs, [40.0] * 5),
         ("validation", epochs, [9, 7, 5, 6, 8]),
         ("test", epochs, [10, 8, 6, 7, 9]),
         ("6.00 % reported", [1.5], [6]),
     ]
     assert dropped == [1.0, 2.0]
-    assert legend(right) == ["validation", "test", "6.00 % reported", "lower rate"]
-    assert left.get_legend() is None
+    names = ["training", "validation", "test", "6.00 % reported", "lower rate"]
+    assert legend(figure) == names and left.get_legend() is right.get_legend() is None
     ring = next(line for line in right.lines if line.get_label() == "6.00 % reported")
     assert ring.get_marker() == "o" and ring.get_fillstyle() == "none"
     colors = {line.get_label(): line.get_color() for line in (*left.lines, *right.lines)}
@@ -125,10 +127,10 @@ def test_the_curves_of_a_run_are_its_rows(drawn, tmp_path):
     assert all(line.get_marker() == "None" for line in (left.lines[0], *right.lines[:2]))
     assert (left.get_xlabel(), left.get_ylabel()) == ("epoch", "training loss")
     assert (right.get_xlabel(), right.get_ylabel()) == ("epoch", "error (%)")
-    assert left.get_yscale() == "log" and right.get_yscale() == "linear"
-    assert right.get_ylim()[0] == 0 and right.get_ylim()[1] > 10
+    assert left.get_yscale() == right.get_yscale() == "log"
+    assert right.get_yticks().tolist() == [*range(5, 11), 15, 20, 30, 40]
     for axes in (left, right):
-        assert axes.get_xlim() == (0, pytest.approx(2.5 * 1.03))
+        assert axes.get_xlim() == (0.5, 2.5)
         assert all(x == int(x) for x in axes.get_xticks())
     title = figure._suptitle
     assert title.get_text() == "a $title$" and not title.get_parse_math()
@@ -137,11 +139,28 @@ def test_the_curves_of_a_run_are_its_rows(drawn, tmp_path):
 
 
 def test_one_row_without_validation_is_a_figure_too(drawn, tmp_path):
-    left, right = drawn(plot_curves, [ROW | {"epoch": 1.0}], 1.0, "", tmp_path / "one.png").axes
+    figure = drawn(plot_curves, [ROW | {"epoch": 1.0}], 1.0, "", tmp_path / "one.png")
+    left, right = figure.axes
     assert lines(left) == ([("training", [1.0], [2.0])], [])
-    assert lines(right) == ([("test", [1.0], [50.0]), ("50.00 % reported", [1.0], [50.0])], [])
-    assert legend(right) == ["test", "50.00 % reported"]
+    points = [("training", [1.0], [40.0]), ("test", [1.0], [50.0])]
+    assert lines(right) == ([*points, ("50.00 % reported", [1.0], [50.0])], [])
+    assert legend(figure) == ["training", "test", "50.00 % reported"]
     assert left.lines[0].get_marker() == right.lines[0].get_marker() == "o"
+
+
+def test_an_error_of_zero_has_its_place_below_the_log_axis(drawn, tmp_path):
+    rows = [
+        ROW | {"epoch": e, "train_error": t, "test_error": 2.0 * t}
+        for e, t in enumerate((40.0, 1.0, 0.0), start=1)
+    ]
+    _, right = drawn(plot_curves, rows, 3, "", tmp_path / "zero.png").axes
+    assert right.get_yscale() == "symlog"
+    assert right.get_yticks().tolist() == [0, 1, 2, 5, 10, 20, 50]
+    low, high = right.get_ylim()
+    assert low <= 0 and high >= 80
+    rows = [ROW | {"epoch": e, "train_error": 0.0, "test_error": 0.0} for e in (1, 2)]
+    _, right = drawn(plot_curves, rows, 2, "", tmp_path / "zero.png").axes
+    assert right.get_yscale() == "linear"
 
 
 def test_a_slope_a_small_step_and_a_rise_of_the_rate_are_not_marked(drawn, tmp_path):
@@ -149,7 +168,7 @@ def test_a_slope_a_small_step_and_a_rise_of_the_rate_are_not_marked(drawn, tmp_p
     rows = [ROW | {"epoch": e, "lr": lr} for e, lr in enumerate(rates, start=1)]
     figure = drawn(plot_curves, rows, 4, "", tmp_path / "curves.png")
     assert [lines(axes)[1] for axes in figure.axes] == [[], []]
-    assert "lower rate" not in legend(figure.axes[1])
+    assert "lower rate" not in legend(figure)
 
 
 def test_survival_is_a_bar_for_each_block_with_the_stages_marked(drawn, tmp_path):

@@ -544,11 +544,15 @@ def test_curves_and_times_are_those_of_the_runs(tmp_path):
     assert linear.test_error.tolist() == [[8, 6], [5, 3]]
     assert linear.train_loss.tolist() == [[2, 2], [1, 1]] and linear.train_loss.dtype == float
     point, constant = figure_data.time_points(groups)
-    assert (constant.label, constant.series) == ("", "constant depth, depth 56")
-    assert (constant.seconds, constant.error) == ((30, None), (5, None))
-    assert (point.label, point.series) == ("0.5", "linear decay, depth 20")
-    assert point.seconds == (30.5, pytest.approx(0.5**0.5))
-    assert point.error == (4, pytest.approx(2**0.5))
+    assert (constant.p_L, constant.is_constant, constant.series) == (
+        *(1.0, True),
+        "constant depth, depth 56",
+    )
+    assert (constant.seconds, constant.error) == ((30, 30, 30, 1), (5, 5, 5, 1))
+    assert constant.joins == []  # another depth
+    assert (point.p_L, point.is_constant, point.series) == (0.5, False, "linear decay, depth 20")
+    assert point.seconds == (30.5, 30, 31, 2) and point.error == (4, 3, 5, 2)
+    assert figure_data.title_of(groups) == "resnet20 on digits, 3 epochs"
 
 
 def test_different_rules_of_selection_are_told(sweep):
@@ -591,10 +595,12 @@ def test_figures_show_the_numbers_of_the_table(grid):
     (grid / "freeze" / "config.yaml").unlink()
     groups = group_runs(collect_runs([grid])[0])
     lines, levels = figure_data.p_L_lines(groups)
-    found = {(line.label, line.setting): (line.p_L, line.mean) for line in lines}
+    found = {
+        (line.label, line.setting): (line.p_L, [s.mean for s in line.errors]) for line in lines
+    }
     assert found[("linear decay", "depth 20")] == ([0.5, 0.8, 1.0], [2, 3, 21])
     assert found[("uniform", "depth 56")] == ([0.5, 0.8, 1.0], [8, 9, 25])
-    assert len(found) == 4 and levels == {"depth 20": (21, None), "depth 56": (25, None)}
+    assert len(found) == 4 and levels == {"depth 20": (21, 21, 21, 1), "depth 56": (25, 25, 25, 1)}
     linear, uniform = figure_data.depth_grids(groups)
     assert (linear.title, linear.p_L, linear.depths) == ("linear decay", [1, 0.8, 0.5], [20, 56])
     assert linear.errors == [[21, 25], [3, 7], [2, 6]]
