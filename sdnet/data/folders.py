@@ -108,7 +108,10 @@ def _list_images(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
 
     unknown = sorted(set(_class_names(folder)) - set(classes))
     if unknown:
-        raise ValueError(f"root holds classes in {folder.name}/ that train/ has not: {unknown}")
+        raise ValueError(
+            f"root holds classes in {folder.name}/ that train/ has not: {unknown}; it must hold a "
+            f"folder for each class, with the names of those in train/"
+        )
     if not classes:
         raise ValueError(f"root must hold a folder per class in {folder.name}/, it has none")
     missing = [name for name in classes if not (folder / name).is_dir()]

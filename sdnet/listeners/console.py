@@ -23,15 +23,15 @@ LOAD = 0.5  # cores that other programs keep busy: with it torch's threads wait 
 
 SHOWN = "SDNET_SHOWN"  # in the environment of processes whose runs another one shows
 
-LINE = (
+LINE = (  # at most 80 characters wide
     ("epoch", "epoch", "{:6.4g}"),
     ("lr", "lr", "{:8.3g}"),
     ("train_loss", "train loss", "{:10.4f}"),
-    ("train_error", "train err %", "{:11.2f}"),
-    ("val_error", "val err %", "{:9.2f}"),
-    ("test_error", "test err %", "{:10.2f}"),
+    ("train_error", "train err", "{:9.2f}"),  # percent
+    ("val_error", "val err", "{:7.2f}"),
+    ("test_error", "test err", "{:8.2f}"),
     ("images_per_second", "images/s", "{:8.0f}"),
-    ("active_blocks", "active blocks", "{:13.2f}"),
+    ("active_blocks", "blocks", "{:6.2f}"),
 )
 
 

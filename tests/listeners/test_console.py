@@ -67,17 +67,18 @@ def terminal():
     return Console(file=io.StringIO(), force_terminal=True, width=120)
 
 
-def test_a_row_stands_under_its_titles(said, trainer):
+def test_a_row_stands_under_its_titles_within_80_columns(said, trainer):
     listener = consoles.ConsoleListener(Console(file=io.StringIO()))
     listener.on_start(trainer)
     listener.on_row(trainer, ROW)
     full = {"epoch": 500, "lr": 1e-4, "val_error": 0.0, "images_per_second": 99999.7}
     listener.on_row(trainer, ROW | full)
     assert said == [
-        " epoch        lr  train loss  train err %  val err %  test err %  images/s  active blocks",
-        "   1.5      0.01      0.1235        12.35          -        7.89      1235           6.50",
-        "   500    0.0001      0.1235        12.35       0.00        7.89    100000           6.50",
+        " epoch        lr  train loss  train err  val err  test err  images/s  blocks",
+        "   1.5      0.01      0.1235      12.35        -      7.89      1235    6.50",
+        "   500    0.0001      0.1235      12.35     0.00      7.89    100000    6.50",
     ]
+    assert max(map(len, said)) <= 80
 
 
 def test_the_bar_says_how_far_the_run_is_how_fast_and_how_much_is_left(said, trainer, clock):
