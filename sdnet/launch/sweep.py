@@ -170,7 +170,9 @@ def _shown(config: DictConfig, points: list[Point]) -> Iterator[None]:
     console = consoles.set_up()
     runs = {}
     for point in points:
-        name = f"{number(point.run)} ({point.swept})" if point.swept else number(point.run)
+        pairs = [override.split("=", 1) for override in point.swept.split()]
+        short = [f"{key.rpartition('.')[2]}={value}" for key, value in pairs]
+        name = " ".join([number(point.run), *short])
         runs[name] = (point.run, point.config["trainer"]["epochs"])
     os.environ[consoles.SHOWN] = "1"
     try:

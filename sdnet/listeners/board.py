@@ -66,7 +66,7 @@ class Board:
             last = rows[-1]
             said = f"epoch {last['epoch']:g}/{epochs}  loss {last['train_loss']:.4f}"
             if last["val_error"] is not None:
-                said += f"  val error {last['val_error']:.2f} %"
+                said += f"  val err {last['val_error']:.2f}"
             self.progress.update(self.tasks[name], completed=last["epoch"], said=said)
 
     def _tell(self, name: str, folder: RunFolder, state: str) -> None:

@@ -1,6 +1,9 @@
 """A sweep in this process: what is launched and concluded, and how it hangs together."""
 
+import json
 import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -311,3 +314,44 @@ def test_a_cluster_has_its_own_devices_and_processes(wired):
     assert wired.steps[0] == ("check", False, 6, False)
     wired.grid(launcher={"_target_": "x.submitit_launcher.SlurmLauncher"})
     assert wired.steps[4] == ("check", False, 1, False)
+
+
+@pytest.mark.parametrize(
+    "launcher, terminal, shown",
+    [
+        ("joblib.JoblibLauncher", True, True),
+        ("joblib.JoblibLauncher", False, False),
+        ("x.BasicLauncher", True, False),
+    ],
+)
+def test_several_runs_at_once_have_bars_on_a_terminal(
+    points, monkeypatch, launcher, terminal, shown
+):
+    boards = []
+
+    @contextmanager
+    def board(console, runs):
+        boards.append(runs)
+        assert os.environ[consoles.SHOWN] == "1"  # whoever computes them is quiet
+        yield
+
+    monkeypatch.setattr(sweep, "Board", board)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(consoles, "set_up", lambda: "console")
+    monkeypatch.setenv("SDNET_SWEEP", json.dumps(["b", "a"]))
+    some = [points("a", "new"), points("b", "new")]
+    some[0].swept = "schedule.p_L=0.5 seed=1"
+    some[1].swept = ""
+    config = OmegaConf.create({"hydra": {"launcher": {"_target_": launcher}}})
+    with sweep._shown(config, some):
+        pass
+    assert consoles.SHOWN not in os.environ
+    if shown:
+        (runs,) = boards
+        assert list(runs) == ["run 2 p_L=0.5 seed=1", "run 1"]
+        assert [(folder.path.name, epochs) for folder, epochs in runs.values()] == [
+            ("a", some[0].config["trainer"]["epochs"]),
+            ("b", some[1].config["trainer"]["epochs"]),
+        ]
+    else:
+        assert boards == []

@@ -42,7 +42,7 @@ def test_each_run_that_is_computed_has_a_bar_and_its_end_is_told(tmp_path, said)
         board.look()
         first, second = board.progress.tasks
         assert (first.completed, first.total, second.completed) == (3, 4, 3)
-        assert first.fields["said"] == "epoch 3/4  loss 0.5000  val error 2.35 %"
+        assert first.fields["said"] == "epoch 3/4  loss 0.5000  val err 2.35"
         assert second.fields["said"] == "epoch 3/4  loss 0.5000"
         one.set_status("completed", result={"test_error": 1.234})
         two.set_status("diverged", "why")
