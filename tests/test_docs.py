@@ -41,7 +41,7 @@ TRAIN = [(n, w[w.index("train.py") + 1 :]) for n, w in typed() if "train.py" in 
 REPORT = [(n, w[3:]) for n, w in typed() if w[:3] == ["python", "-m", "sdnet"]]
 
 
-@pytest.mark.parametrize("name, code", blocks("python"))
+@pytest.mark.parametrize("name, code", list(blocks("python")))
 def test_the_code_runs(name, code):
     exec(compile(code, name, "exec"), {})
 

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +38,15 @@ def in_group(group: str, node: dict, error: Exception) -> str:
     return f"{group}.{text}" if first in node else f"{group}: {text}"
 
 
+def not_a_setting(key: str, known: Sequence[str]) -> str:
+    """What to say of a name that nothing reads."""
+    prefix, _, wrong = key.rpartition(".")
+    close = difflib.get_close_matches(wrong, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else "."
+    where = f"in {prefix}" if prefix else "at the top"
+    return f"{key} is not a setting{hint} Known {where}: {', '.join(known)}"
+
+
 def explain(error: Exception) -> str:
     """What Hydra's error means to the one who typed the command."""
     text = str(error)
@@ -55,10 +65,7 @@ def explain(error: Exception) -> str:
             prefix = str(cause.full_key).rpartition(".")[0]
             if not prefix:
                 allowed.append("experiment")
-            close = difflib.get_close_matches(wrong, allowed, n=1)
-            hint = f"; did you mean {close[0]}?" if close else "."
-            where = f"in {prefix}" if prefix else "at the top"
-            return f"{cause.full_key} is not a setting{hint} Known {where}: {', '.join(allowed)}"
+            return not_a_setting(str(cause.full_key), allowed)
     plugin = re.search(r"Could not (?:find|load) 'hydra/(\w+)/(\w+)_plugin'", text)
     if plugin:
         return (

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from sdnet.config.errors import ConfigError
+from sdnet.config.errors import ConfigError, not_a_setting
 from sdnet.config.targets import check_target
 
 
@@ -126,6 +126,11 @@ def check(config: dict[str, Any]) -> None:
             raise ConfigError(f"{path} must not hold an interpolation as text, got {value!r}")
         if path.endswith("_target_"):
             check_target(path, value)
+    for group in ("trainer", "wandb"):  # of the other groups a target says what it takes
+        known = [key.partition(".")[2] for key in CHECKS if key.startswith(f"{group}.")]
+        for name in config.get(group, {}):
+            if name not in known:
+                raise ConfigError(not_a_setting(f"{group}.{name}", known))
 
 
 def _leaves(node: Any, path: str):

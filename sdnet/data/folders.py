@@ -118,9 +118,19 @@ def _list_images(folder: Path, classes: list[str]) -> list[tuple[str, int]]:
     if missing:
         raise ValueError(f"root must hold a folder per class in {folder.name}/, missing: {missing}")
     try:
-        return make_dataset(folder, {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS)
+        found = make_dataset(folder, {c: i for i, c in enumerate(classes)}, IMG_EXTENSIONS)
     except FileNotFoundError as error:  # a class without images
         raise ValueError(f"root holds a class without images in {folder.name}/: {error}") from error
+    # ._0.png of a Mac's, .ipynb_checkpoints: no images of anybody's
+    shown = [item for item in found if not _is_hidden(Path(item[0]).relative_to(folder))]
+    empty = sorted({classes[label] for _, label in found} - {classes[label] for _, label in shown})
+    if empty:
+        raise ValueError(f"root holds a class without images in {folder.name}/: {empty}")
+    return shown
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _decode(folder: Path, listing: dict, size: int | None) -> np.ndarray:
@@ -133,12 +143,26 @@ def _decode(folder: Path, listing: dict, size: int | None) -> np.ndarray:
     cache = folder / ".cache" / f"{digest}.npy"
     try:
         _check_memory(len(files), cache.stat().st_size)
-        return np.load(cache)
-    except (OSError, EOFError):  # not there, not readable
+        return _load_cache(cache, len(files))
+    except (OSError, EOFError, _Damaged):  # not there, not readable
         log.info("decoding %d images of %s once", len(files), folder)
         pixels = _decode_files(files, size)
         _save_cache(cache, pixels)
         return pixels
+
+
+class _Damaged(Exception):
+    """The cache is not what was written there."""
+
+
+def _load_cache(cache: Path, count: int) -> np.ndarray:
+    try:
+        pixels = np.load(cache)
+    except (ValueError, TypeError) as error:
+        raise _Damaged from error
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != count:
+        raise _Damaged
+    return pixels
 
 
 def _check_memory(count: int, size: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 from rich.console import Console
 
 from sdnet import processes
@@ -106,7 +106,7 @@ def _planned(config: DictConfig, console: Console, grid: bool) -> list[Point]:
             "sweep without torchrun: hydra/launcher=submitit_slurm_multi_gpu starts several "
             "processes for each run (hydra.launcher.tasks_per_node; submitit_local has it too)"
         )
-    log.info("planning the sweep in %s", config.hydra.sweep.dir)
+    log.info("planning the sweep")
     points = plan(config, grid)
     launcher = config.hydra.launcher
     tasks = launcher.get("tasks_per_node", 1) * launcher.get("nodes", 1)
@@ -133,6 +133,10 @@ def launch(
     """Runs the points on Hydra's launcher; returns 1 where one failed outside its run folder."""
     paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # for processes it starts
+    with read_write(
+        config.hydra
+    ):  # the launcher makes it; what names it may be swept: then several
+        config.hydra.sweep.dir = str(points[0].run.path.parent)
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=task, config=config
     )

@@ -138,3 +138,17 @@ def test_what_a_file_of_ones_own_must_hold_is_named(every_member, key):
         ConfigError, match=rf"^{key} must be given, in its group's file or as {key}="
     ):
         values.check(config)
+
+
+@pytest.mark.parametrize(
+    "key, hint", [("trainer.epoch", "; did you mean epochs?"), ("wandb.colour", ".")]
+)
+def test_a_setting_that_nothing_reads_is_refused(every_member, key, hint):
+    config = copy.deepcopy(every_member[0])
+    group, _, name = key.partition(".")
+    config[group][name] = 1
+    with pytest.raises(ConfigError) as raised:
+        values.check(config)
+    text = str(raised.value)
+    assert text.startswith(f"{key} is not a setting{hint} Known in {group}: ")
+    assert {"epochs", "threads"} <= set(text.split(": ")[1].split(", ")) or group == "wandb"

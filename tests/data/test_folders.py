@@ -275,3 +275,41 @@ def test_decoding_shows_that_it_lives(folder, monkeypatch, caplog):
         f"decoding 8 images of {folder} once",
         "decoded 8 of 8 images",
     ]
+
+
+def test_what_begins_with_a_dot_is_no_image(folder):
+    before = {
+        kind: kind(str(folder)).train for kind in (folders.image_folder, folders.image_stream)
+    }
+    ant = folder / "train" / "ant"
+    (ant / "._0.png").write_bytes(bytes(4096))  # of a Mac
+    shutil.copytree(ant / "sub0", ant / ".ipynb_checkpoints")
+    for kind, train in before.items():
+        assert kind(str(folder)).train.labels.tolist() == train.labels.tolist()
+    for file in ant.glob("sub*/*.png"):
+        file.rename(file.with_name(f".{file.name}"))
+    for kind in before:
+        with pytest.raises(
+            ValueError, match=r"^root holds a class without images in train/: .*ant"
+        ):
+            kind(str(folder))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: os.truncate(file, 100),
+        lambda file: os.truncate(file, 0),
+        lambda file: file.write_bytes(b"no array"),
+        lambda file: np.save(file, np.zeros((3, 4, 6, 3), np.uint8)),
+        lambda file: np.save(file, np.zeros((8, 4, 6, 3))),
+        lambda file: np.save(file, np.array([{}], dtype=object)),
+    ],
+    ids=["short", "empty", "foreign", "fewer", "floats", "objects"],
+)
+def test_a_damaged_cache_is_made_anew(folder, damage):
+    expected = folders.image_folder(str(folder)).train[:]
+    (file,) = (folder / ".cache").glob("*.npy")
+    damage(file)
+    assert (folders.image_folder(str(folder)).train[:] == expected).all()
+    assert len(np.load(file)) == 8

@@ -355,3 +355,13 @@ def test_several_runs_at_once_have_bars_on_a_terminal(
         ]
     else:
         assert boards == []
+
+
+def test_what_names_a_sweep_may_be_swept(swept, points, tmp_path):
+    root = "dataset.root=a,b"
+    cfg = swept("dataset=image_folder", root, *SMALL[3:], "model.depth=8")
+    some = [points("x", "new")]
+    some[0].overrides[:] = ["dataset=image_folder", "dataset.root=a"]
+    roots = []
+    assert sweep.launch(cfg, some, lambda cfg: roots.append(cfg.dataset.root), context()) == 0
+    assert roots == ["a"]
