@@ -93,6 +93,13 @@ def _list_folder(root: str) -> tuple[Path, list[str], dict[str, list[tuple[str, 
     held_out = [part for part in ("val", "test") if (folder / part).is_dir()]
     if not held_out:
         raise ValueError(f"root {str(root)!r} must hold a folder test/ or val/ beside train/")
+    meant = ("val", "valid", "validation", "dev", "test", "testing", "eval")
+    others = [d for d in _class_names(folder) if d.lower() in meant and d not in held_out]
+    if others:
+        raise ValueError(
+            f"root {str(root)!r} holds {others[0]}/, which would not be read: a validation or test "
+            f"part must be called val/ or test/"
+        )
     classes = _class_names(folder / "train")
     parts = ("train", *held_out)
     return folder, classes, {part: _list_images(folder / part, classes) for part in parts}
