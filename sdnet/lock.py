@@ -4,10 +4,10 @@ The lock is a file that says who holds it and whose time of change is the holder
 works between machines with a shared disk. A lock is stale, and taken over, when its process is no
 more (told at once where that can be seen: on the same machine), or when its heartbeat has stopped.
 
-Why not filelock's SoftFileLease (tried: 4.3.1): it takes the lock from a process that is suspended
-but lives; one that is gone from another machine, or killed but not yet reaped, everybody who comes
-has to watch for the whole lease; an empty file stays in the way for good; and whether somebody
-works on a run it says only to who acquires it.
+Why not filelock's SoftFileLease (tried: 4.3.1): where names cannot be exchanged (NFS) it never takes
+a stale lock over; it steals a live one of another machine with the same hostname; one silent on
+another machine, or killed but not yet reaped, every newcomer must watch for a whole lease; an empty
+file stays in the way for good; and whether a holder lives, it tells only to who acquires.
 """
 
 import json
@@ -139,7 +139,7 @@ class Lock:
         self._end.set()
         self._thread.join()
         if self.held():
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
 
 
 def read_holder(path: Path) -> dict[str, Any] | None:
