@@ -14,7 +14,8 @@ from sdnet.runs.folder import RunFolder
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "WATCH_SECONDS", 0.1)
     return tmp_path / "lock"
 
 
@@ -167,3 +168,32 @@ def test_a_run_whose_process_is_gone_is_interrupted(tmp_path):
     (run.path / "lock").write_text(holder(started=1))
     run.set_status("failed", "because")
     assert run.state() == "failed"
+
+
+def test_a_lock_that_beats_by_a_slow_clock_is_not_taken_over(path):
+    path.write_text(holder(space="elsewhere"))
+    stopped = threading.Event()
+
+    def beat():
+        for seconds in range(3600, 3000, -1):  # an hour behind, but it goes on
+            if stopped.wait(0.01):
+                return
+            age(path, seconds)
+
+    thread = threading.Thread(target=beat)
+    age(path, 3600)
+    thread.start()
+    try:
+        with pytest.raises(Locked):
+            Lock(path).acquire()
+    finally:
+        stopped.set()
+        thread.join()
+    assert locks.read_holder(path)["token"] == "other"
+    Lock(path).acquire()  # it has stopped
+
+
+def test_a_dead_process_of_this_machine_is_not_watched(path, monkeypatch):
+    monkeypatch.setattr(locks, "WATCH_SECONDS", 1000.0)
+    path.write_text(holder(started=1))
+    Lock(path).acquire()

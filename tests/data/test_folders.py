@@ -318,9 +318,7 @@ def test_a_damaged_cache_is_made_anew(folder, damage):
 @pytest.mark.parametrize("name", ["valid", "validation", "Val", "TEST"])
 def test_a_part_under_another_name_is_not_passed_over(folder, name):
     shutil.copytree(folder / "val", folder / name)
-    with pytest.raises(
-        ValueError, match=f"holds {name}/, which would not be read: "
-    ):
+    with pytest.raises(ValueError, match=f"holds {name}/, which would not be read: "):
         folders.image_folder(str(folder))
     (folder / name).rename(folder / "notes")
     assert len(folders.image_folder(str(folder)).test) == 2
