@@ -1,10 +1,14 @@
 """Residual networks with stochastic depth (Huang et al., ECCV 2016)."""
 
-from sdnet.models.blocks import BasicBlock, Bottleneck
-from sdnet.models.gates import GateSampler, set_gates, set_survival
-from sdnet.models.resnet import ResNet, make_stage, resnet_cifar, resnet_imagenet, tiny_resnet
-from sdnet.models.schedules import Constant, LinearDecay, Uniform, linear_drop_rates
-from sdnet.models.stochastic_depth import DropPath, StochasticDepth, stochastic_depth
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdnet.models.blocks import BasicBlock, Bottleneck
+    from sdnet.models.gates import GateSampler, set_gates, set_survival
+    from sdnet.models.resnet import ResNet, make_stage, resnet_cifar, resnet_imagenet, tiny_resnet
+    from sdnet.models.schedules import Constant, LinearDecay, Uniform, linear_drop_rates
+    from sdnet.models.stochastic_depth import DropPath, StochasticDepth, stochastic_depth
 
 __all__ = [
     "BasicBlock",
@@ -25,3 +29,22 @@ __all__ = [
     "stochastic_depth",
     "tiny_resnet",
 ]
+_HOMES = {
+    "blocks": ("BasicBlock", "Bottleneck"),
+    "gates": ("GateSampler", "set_gates", "set_survival"),
+    "resnet": ("ResNet", "make_stage", "resnet_cifar", "resnet_imagenet", "tiny_resnet"),
+    "schedules": ("Constant", "LinearDecay", "Uniform", "linear_drop_rates"),
+    "stochastic_depth": ("DropPath", "StochasticDepth", "stochastic_depth"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What is asked for, imported only then: `python -m sdnet` begins before torch is there."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"sdnet.models.{module}"), name)
+    raise AttributeError(f"module 'sdnet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

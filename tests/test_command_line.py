@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -240,10 +241,12 @@ def test_an_unreachable_wandb_server_does_not_stop_a_run(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_is_quiet_while_libraries_are_imported(tmp_path):
+@pytest.mark.parametrize("program", [[str(ROOT / "train.py")], ["-m", "sdnet", "train"]])
+def test_an_interrupt_is_quiet_while_libraries_are_imported(tmp_path, program):
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "wandb.mode=disabled"],
+        [sys.executable, *program, "wandb.mode=disabled"],
         cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -2,11 +2,14 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
+import sdnet
 from tests.commands import ROOT
 
 # A room may use what is on the floors below it; of its own floor it uses nothing but itself.
@@ -132,3 +135,21 @@ def test_requirements_are_those_of_the_package_and_its_extras():
         for name in names:
             found = re.match("[a-z0-9-]+", name)[0]
             assert re.search(rf"^{found}==", pinned, flags=re.MULTILINE), name
+
+
+def test_sdnet_hands_on_the_names_of_its_models():
+    assert sorted(n for names in sdnet._HOMES.values() for n in names) == sorted(sdnet.__all__)
+    for module, names in sdnet._HOMES.items():
+        for name in names:
+            assert getattr(sdnet, name).__module__ == f"sdnet.models.{module}"
+    assert set(sdnet.__all__) <= set(dir(sdnet))
+    with pytest.raises(AttributeError, match="module 'sdnet' has no attribute 'nothing'"):
+        sdnet.nothing  # noqa: B018
+    code = """
+import sys, sdnet
+print({"torch", "numpy", "hydra"} & set(sys.modules))
+from sdnet import DropPath
+print({"hydra", "yaml", "wandb", "pandas", "rich"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\nset()\n", done.stderr

@@ -4,10 +4,11 @@ import hashlib
 import json
 import logging
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -187,19 +188,37 @@ def _decode_files(files: list[Path], size: int | None, workers: int | None = Non
     _check_memory(len(files), len(files) * first.nbytes)
     chunks = [files[i : i + 64] for i in range(0, len(files), 64)]
     workers = min(os.cpu_count() if workers is None else workers, len(chunks))
-    with ExitStack() as stack:
+    with _told(len(files)) as tell, ExitStack() as stack:
         # Processes: PIL holds the interpreter's lock for much of a small image's decoding.
         run = stack.enter_context(ProcessPoolExecutor(workers)).map if workers > 1 else map
         pixels = np.empty((len(files), *first.shape), np.uint8)
         start = 0
-        told = time.monotonic()
         for decoded in run(partial(_read_images, size=size, like=(files[0], first.shape)), chunks):
             pixels[start : start + len(decoded)] = decoded
             start += len(decoded)
-            if time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
-                log.info("decoded %d of %d images", start, len(files))
+            tell(start)
     return pixels
+
+
+@contextmanager
+def _told(count: int) -> Iterator[Callable[[int], None]]:
+    """Shows how far decoding is: a bar on a terminal, elsewhere a line now and then."""
+    if sys.stdout.isatty():
+        from rich.progress import Progress
+
+        with Progress(transient=True) as progress:
+            task = progress.add_task("decoding", total=count)
+            yield lambda done: progress.update(task, completed=done)
+        return
+    told = time.monotonic()
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            log.info("decoded %d of %d images", done, count)
+
+    yield tell
 
 
 def _read_images(files: list[Path], size: int | None, like: tuple[Path, tuple]) -> np.ndarray:

@@ -2,6 +2,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -322,3 +323,19 @@ def test_a_part_under_another_name_is_not_passed_over(folder, name):
         folders.image_folder(str(folder))
     (folder / name).rename(folder / "notes")
     assert len(folders.image_folder(str(folder)).test) == 2
+
+
+def test_on_a_terminal_decoding_has_a_bar(folder, monkeypatch):
+    from rich import progress
+
+    seen = []
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    update = progress.Progress.update
+
+    def updated(self, task, completed):
+        seen.append((self.tasks[0].total, completed))
+        update(self, task, completed=completed)
+
+    monkeypatch.setattr(progress.Progress, "update", updated)
+    assert len(folders.image_folder(str(folder)).train) == 6
+    assert seen == [(8, 8)]
