@@ -103,9 +103,8 @@ def title_of(groups: Sequence[Group]) -> str:
     model = {c["model"].get("name") or c["model"]["_target_"].rpartition(".")[2] for c in configs}
     data = {c.get("dataset", {}).get("name") for c in configs}
     epochs = {c["trainer"]["epochs"] for c in configs}
-    parts = [model.pop() if len(model) == 1 else ""]
-    if len(data) == 1 and (name := data.pop()):
-        parts[0] = f"{parts[0]} on {name}".strip()
+    shared = [found.pop() for found in (model, data) if len(found) == 1]
+    parts = [" on ".join(filter(None, shared))]
     if len(epochs) == 1:
         parts.append(f"{epochs.pop()} epochs")
     return ", ".join(filter(None, parts))

@@ -553,6 +553,11 @@ def test_curves_and_times_are_those_of_the_runs(tmp_path):
     assert (point.p_L, point.is_constant, point.series) == (0.5, False, "linear decay, depth 20")
     assert point.seconds == (30.5, 30, 31, 2) and point.error == (4, 3, 5, 2)
     assert figure_data.title_of(groups) == "resnet20 on digits, 3 epochs"
+    groups[-1].runs[0].config["model"]["name"] = "resnet56"
+    assert figure_data.title_of(groups) == "digits, 3 epochs"
+    groups[-1].runs[0].config["trainer"]["epochs"] = 7
+    groups[-1].runs[0].config["dataset"]["name"] = "dots"
+    assert figure_data.title_of(groups) == ""
 
 
 def test_different_rules_of_selection_are_told(sweep):
