@@ -7,12 +7,10 @@ python train.py resume=outputs/<run name>/<time>   # continue an interrupted run
 torchrun --nproc-per-node=4 train.py ...           # several processes, one per CUDA device
 """
 
-import signal
-
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C while libraries are imported: no traceback
-
-from sdnet.launch.command import run_command
+from sdnet import processes
 
 if __name__ == "__main__":
+    processes.interrupt_quietly()
+    from sdnet.launch.command import run_command
+
     run_command()

@@ -1,11 +1,12 @@
 """`python -m sdnet train ...` trains; `python -m sdnet report <folders>` looks at what it left."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from sdnet import processes
 
 
 @contextmanager
@@ -22,8 +23,7 @@ def _report(arguments: argparse.Namespace) -> int:
         from sdnet.analysis.report import write_report  # pandas and matplotlib: slow
         from sdnet.listeners import wandb as tracking
 
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    processes.interrupt_as_usual()
     try:
         report = write_report(
             arguments.folders,
@@ -95,6 +95,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ^C while libraries are imported: quiet
+    processes.interrupt_quietly()
     sys.exit(main())

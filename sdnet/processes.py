@@ -1,6 +1,7 @@
-"""Which of the processes of a run this one is: torchrun or a scheduler has said so."""
+"""This process: which of those of a run it is, as torchrun or a scheduler has said, and its ^C."""
 
 import os
+import signal
 from functools import cache
 
 
@@ -20,3 +21,15 @@ def environment() -> tuple[int, int, int]:
 def is_main() -> bool:
     """Whether this process is the one that speaks for all."""
     return environment()[0] == 0
+
+
+def interrupt_quietly() -> None:
+    """Has ^C end this process without a traceback: while libraries are imported."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def interrupt_as_usual() -> None:
+    """Takes `interrupt_quietly` back."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sdnet.analysis.groups import Group, schedule_family, short_names
+from sdnet.runs.identity import label as label_of
 
 PAPER = json.loads(Path(__file__).with_name("huang2016.json").read_text(encoding="utf-8"))
 PAPER_NAME = "Huang et al. 2016 (ResNet-110, CIFAR-10)"
@@ -100,7 +101,7 @@ def spread(group: Group, name: str) -> Spread:
 def title_of(groups: Sequence[Group]) -> str:
     """What all runs share, of data set, network and epochs: `resnet20 on digits, 30 epochs`."""
     configs = [run.config for group in groups for run in group.runs]
-    model = {c["model"].get("name") or c["model"]["_target_"].rpartition(".")[2] for c in configs}
+    model = {label_of(c["model"]) for c in configs}
     data = {c.get("dataset", {}).get("name") for c in configs}
     epochs = {c["trainer"]["epochs"] for c in configs}
     shared = [found.pop() for found in (model, data) if len(found) == 1]
@@ -208,8 +209,8 @@ def time_points(groups: Sequence[Group]) -> list[Point]:
     """A point per group, in each series by p_L; constant depth joins the schedules it ends."""
     points = []
     for group in sorted(groups, key=lambda g: -1.0 if g.p_L is None else g.p_L):
-        joins = [_series(g) for g in groups if group.is_baseline and g.ends_in(group)]
+        ended = (_series(g) for g in groups if group.is_baseline and g.ends_in(group))
+        joins = list(dict.fromkeys(ended))
         values = (spread(group, "train_seconds"), spread(group, "test_error"))
-        joins = list(dict.fromkeys(joins))
         points.append(Point(group.p_L, group.is_baseline, _series(group), *values, joins))
     return points

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sdnet.analysis.figure_data import Spread
-from sdnet.analysis.plots import STYLE
+from sdnet.analysis.plots import STYLE, log_steps
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,24 @@ def scale(axes: Axes, errors: Sequence[float]) -> None:
 
 
 def plain_log_ticks(axes: Axes) -> None:
-    low, high = axes.get_ylim()
-    subs = (1, 2, 5) if high > 8 * low else (1, 1.5, *range(2, 10))
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
+    axes.yaxis.set_major_locator(LogLocator(subs=log_steps(*axes.get_ylim()), numticks=30))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def shade(p_L: float | None, is_constant: bool, every: Sequence[float]) -> Any:
-    """Constant depth is black; p_L goes from dark, the lowest, to light; grey is without one."""
+def shade(p_L: float | None, is_constant: bool, every: Sequence[float], series: int) -> Any:
+    """Constant depth is black; p_L goes from dark, the lowest, to light; grey is without one.
+
+    Where `every` p_L is the same, the colour is that of the series, by its number.
+    """
     if is_constant:
         return CONSTANT
+    if len(set(every)) < 2:
+        return COLORS[series % len(COLORS)]
     if p_L is None:
         return "0.6"
     ordered = sorted(set(every))
-    place = ordered.index(p_L) / max(len(ordered) - 1, 1)
+    place = ordered.index(p_L) / (len(ordered) - 1)
     return plt.colormaps["viridis"](0.9 * place)  # 1 would vanish on white
 
 

@@ -11,7 +11,6 @@ from matplotlib.transforms import Bbox
 
 from sdnet.analysis.figure_data import Point
 from sdnet.analysis.figure_style import (
-    COLORS,
     MARKERS,
     MARKS,
     Style,
@@ -43,9 +42,7 @@ def plot_time(points: Sequence[Point], title: str, style: Style, stem: Path) -> 
             inside = [point for point in points if point.series == series]
             marker = MARKERS[i % len(MARKERS)]
             for point in inside:
-                color = shade(point.p_L, point.is_constant, p_L)
-                if not told_apart and not point.is_constant:
-                    color = COLORS[i % len(COLORS)]
+                color = shade(point.p_L, point.is_constant, p_L, i)
                 axes.errorbar(
                     [point.seconds.mean / unit],
                     [point.error.mean],

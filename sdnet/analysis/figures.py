@@ -236,15 +236,12 @@ def plot_curves(found: Sequence[Curve], title: str, style: Style, stem: Path) ->
 
 def _curve_styles(found: Sequence[Curve]) -> list[dict[str, Any]]:
     p_L = [curve.p_L for curve in found if curve.p_L is not None and not curve.is_constant]
-    told_apart = len(set(p_L)) > 1
     styles = []
     for curve in found:
         alike = [c for c in found if c.is_constant == curve.is_constant]
         series = list(dict.fromkeys(c.series for c in alike))
         index = series.index(curve.series)
-        color = shade(curve.p_L, curve.is_constant, p_L)
-        if not told_apart and not curve.is_constant:
-            color = COLORS[index % len(COLORS)]
+        color = shade(curve.p_L, curve.is_constant, p_L, index)
         styles.append({"color": color, "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.3})
     return styles
 

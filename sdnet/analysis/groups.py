@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdnet.analysis.collect import Run
-from sdnet.runs.identity import canonical, identity, is_constant
+from sdnet.runs.identity import canonical, identity, is_constant, label
 
 
 @dataclass
@@ -117,8 +117,7 @@ def _readable(groups: list[Group]) -> list[dict[str, Any]]:
     names: dict[tuple, str] = {}  # of a schedule: the first seen, as names are no setting
     for group in groups:
         schedule = group.runs[0].compared_config["schedule"]
-        name = schedule.get("name") or schedule["_target_"].rpartition(".")[2]
-        names.setdefault(schedule_family(group), name)
+        names.setdefault(schedule_family(group), label(schedule))
     pairs = {(k, v) for g in groups for k, v in g.settings.items() if k.endswith("_target_")}
     result = []
     for group in groups:

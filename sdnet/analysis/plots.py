@@ -106,6 +106,11 @@ def plot_curves(rows: Sequence[dict[str, Any]], best_epoch: float, title: str, p
         plt.close(figure)
 
 
+def log_steps(low: float, high: float) -> tuple[float, ...]:
+    """Where a log axis from `low` to `high` has ticks within each power of ten."""
+    return (1, 2, 5) if high > 8 * low else (1, 1.5, *range(2, 10))
+
+
 def _log_axis_with_zero(axes: Axes, values: Sequence[float]) -> None:
     """A log axis from the smallest number above 0, under which 0 has a place of its own."""
     above = [value for value in values if value > 0]
@@ -116,8 +121,8 @@ def _log_axis_with_zero(axes: Axes, values: Sequence[float]) -> None:
         axes.set_yscale("symlog", linthresh=low, linscale=0.3)
     else:
         axes.set_yscale("log")
-    subs = (1, 2, 5) if high > 8 * low else (1, 1.5, *range(2, 10))
-    ticks = [s * 10.0**e for e in range(-6, 7) for s in subs if low <= s * 10.0**e <= 1.05 * high]
+    decades = (step * 10.0**e for e in range(-6, 7) for step in log_steps(low, high))
+    ticks = [tick for tick in decades if low <= tick <= 1.05 * high]
     axes.set_yticks([0.0, *ticks] if min(values) == 0 else ticks)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())

@@ -78,11 +78,11 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int, sche
                 f"trainer.compile must be null for {type(model).__name__}, whose blocks are not "
                 f"sdnet's ResidualBlock, got {config['trainer']['compile']}"
             )
-    _check_blocks(config, model, schedule)
+    _check_blocks(model, schedule)
     return model
 
 
-def _check_blocks(config: dict[str, Any], model, schedule) -> None:
+def _check_blocks(model, schedule) -> None:
     """Finds what the trainer would, of a network or a schedule of one's own."""
     from sdnet.models.gates import gated_modules, stage_blocks
     from sdnet.models.schedules import survival_of
@@ -92,12 +92,13 @@ def _check_blocks(config: dict[str, Any], model, schedule) -> None:
             f"model._target_ must make a network with blocks that can be skipped, subclasses of "
             f"sdnet.models.gates.Gated such as BasicBlock; {type(model).__name__} has none"
         )
+    blocks = stage_blocks(model)
     try:
         for progress in (0.0, 1.0):
-            survival_of(schedule, stage_blocks(model), progress)
+            survival_of(schedule, blocks, progress)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"schedule: called with {stage_blocks(model)}, {progress} it fails: {error}"
+            f"schedule: called with {blocks}, {progress} it fails: {error}"
         ) from error
 
 

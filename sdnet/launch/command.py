@@ -1,7 +1,6 @@
 """The command `python train.py`, or `python -m sdnet train`: its errors and its exit status."""
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -26,8 +25,7 @@ def run_command() -> NoReturn:
 
     With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see train.py
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    processes.interrupt_as_usual()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not full and not processes.is_main():  # the first process says what there is to say
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -1,6 +1,7 @@
 """How long a run would take: a few of its steps, timed; nothing is written."""
 
 import time
+from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 
 from sdnet.launch.build import build_trainer
 from sdnet.training.evaluation import evaluate
+from sdnet.training.trainer import Trainer
 
 STEPS = 8  # that are timed, after one that warms up
 BATCHES = 3  # of an evaluation
@@ -19,8 +21,8 @@ def seconds_of(config: dict[str, Any]) -> float:
     trainer.model.train()
     batches = islice(trainer.loaders["train"].batches(), STEPS + 1)
     trainer.train_step(*next(batches))
-    step, _ = _timed(trainer, lambda: [trainer.train_step(*batch) for batch in batches])
-    per_batch, _ = _timed(
+    step = _timed(trainer, lambda: [trainer.train_step(*batch) for batch in batches])
+    per_batch = _timed(
         trainer,
         lambda: [
             evaluate(trainer.model, [batch], config["trainer"]["precision"])
@@ -34,12 +36,12 @@ def seconds_of(config: dict[str, Any]) -> float:
     return trainer.total_steps * step + evaluations * batches_of_one * per_batch
 
 
-def _timed(trainer, work) -> tuple[float, list]:
-    """Seconds for one of what a function does, and what it gives."""
+def _timed(trainer: Trainer, work: Callable[[], list]) -> float:
+    """Seconds for one of what a function does: it gives an element for each."""
     if trainer.device.type == "cuda":
         torch.cuda.synchronize(trainer.device)
     start = time.perf_counter()
     done = work()
     if trainer.device.type == "cuda":
         torch.cuda.synchronize(trainer.device)
-    return (time.perf_counter() - start) / max(len(done), 1), done
+    return (time.perf_counter() - start) / max(len(done), 1)

@@ -17,8 +17,12 @@ def remember_runs(names: Sequence[str]) -> None:
 
 def number(run: RunFolder) -> str:
     """`run 5` for a run of a sweep, else nothing."""
-    names = json.loads(os.environ.get(SWEEP, "[]"))
+    names = _names()
     return f"run {names.index(run.path.name) + 1}" if run.path.name in names else ""
+
+
+def _names() -> list[str]:
+    return json.loads(os.environ.get(SWEEP, "[]"))
 
 
 def place(run: RunFolder) -> str:
@@ -27,17 +31,14 @@ def place(run: RunFolder) -> str:
     The time is that of the runs that are done, for those that are not, of which some may be
     computed at the same time.
     """
-    names = json.loads(os.environ.get(SWEEP, "[]"))
     text = number(run)
     if not text:
         return ""
-    text += f" of {len(names)}"
-    folders = [RunFolder(run.path.parent / name) for name in names]
+    folders = [RunFolder(run.path.parent / name) for name in _names()]
+    text += f" of {len(folders)}"
     states = [folder.state() for folder in folders]
-    seconds = []
-    for folder, state in zip(folders, states, strict=True):
-        if state == "completed":
-            seconds.append(seconds_taken(folder.summary()))
+    pairs = zip(folders, states, strict=True)
+    seconds = [seconds_taken(folder.summary()) for folder, state in pairs if state == "completed"]
     if seconds:
         left = sum(state in ("new", "interrupted", "running") for state in states)
         at_once = max(states.count("running"), 1)

@@ -5,11 +5,11 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -31,6 +31,7 @@ from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import identity
 
 log = logging.getLogger("sdnet")
+T = TypeVar("T")
 UNFINISHED = ("new", "interrupted")
 TELL_SECONDS = 5.0  # between signs of life while runs are planned
 
@@ -76,11 +77,7 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
     points = {}
     every = _expand(config, grid)
     common = set(every[0]).intersection(*every)
-    told = time.monotonic()
-    for number, overrides in enumerate(every):
-        if time.monotonic() - told > TELL_SECONDS:
-            told = time.monotonic()
-            log.info("planned %d of %d runs", number, len(every))
+    for number, overrides in enumerate(_telling("planned", every)):
         swept = " ".join(override for override in overrides if override not in common)
         label = f"run {number + 1} of {len(every)}" + (f" ({swept})" if swept else "")
         with _errors_in(label):
@@ -91,6 +88,16 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
     if len(points) < len(every):
         log.info("%d combinations are %d runs", len(every), len(points))
     return list(points.values())
+
+
+def _telling(done: str, items: Sequence[T]) -> Iterator[T]:
+    """The items, with a line now and then of how many runs are done."""
+    told = time.monotonic()
+    for i, item in enumerate(items):
+        if time.monotonic() - told > TELL_SECONDS:
+            told = time.monotonic()
+            log.info("%s %d of %d runs", done, i, len(items))
+        yield item
 
 
 def _expand(config: DictConfig, grid: bool) -> list[list[str]]:
@@ -178,11 +185,7 @@ def check(points: list[Point], local: bool, processes: int, listing: bool = Fals
     """
     seen = _Once()
     facts = _listed if listing else _facts
-    told = time.monotonic()
-    for i, point in enumerate(points):
-        if time.monotonic() - told > TELL_SECONDS:
-            told = time.monotonic()
-            log.info("checked %d of %d runs", i, len(points))
+    for point in _telling("checked", points):
         if not point.is_left():
             continue
         config = point.config

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from sdnet import processes
+from sdnet.runs.identity import label as label_of
 from sdnet.training import device as devices
 from sdnet.training.trainer import Listener, Trainer
 
@@ -167,10 +168,8 @@ def opening_lines(config: dict[str, Any], trainer: Trainer, wandb_mode: str) -> 
 
 def title(config: dict[str, Any]) -> str:
     """A run in a few words: `resnet20 on digits, linear_decay, p_L 0.5, seed 0`."""
-    model = config["model"].get("name") or config["model"]["_target_"].rpartition(".")[2]
-    return (
-        f"{model} on {config['dataset']['name']}, {schedule_label(config)}, seed {config['seed']}"
-    )
+    model, data = label_of(config["model"]), config["dataset"]["name"]
+    return f"{model} on {data}, {schedule_label(config)}, seed {config['seed']}"
 
 
 def schedule_label(config: dict[str, Any]) -> str:

@@ -69,14 +69,14 @@ def run_name(config: dict[str, Any]) -> str:
     if is_constant(schedule):
         parts = ["constant", "pL1"]
     else:
-        parts = [_label(schedule)]
+        parts = [label(schedule)]
         if schedule.get("p_L") is not None:
             text = str(schedule["p_L"])[:24].replace("/", "_")
             parts.append(f"pL{float(text):.6g}" if _is_number(text) else f"pL{text}")
-    return "-".join([_label(config["model"]), *parts, f"s{config['seed']}", identity(config)])
+    return "-".join([label(config["model"]), *parts, f"s{config['seed']}", identity(config)])
 
 
-def _label(group: dict[str, Any]) -> str:
+def label(group: dict[str, Any]) -> str:
     """A group's `name`, or that of its class."""
     return group.get("name") or group["_target_"].rpartition(".")[2]
 
