@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from sdnet.models.checks import is_number
+from sdnet.models.checks import number, whole
 
 # Whether images are only counted, not read: a `Split` then has zeros in their place.
 LISTING: ContextVar[bool] = ContextVar("listing", default=False)
@@ -31,6 +32,8 @@ class Split:
     indices: np.ndarray | None = None  # None: all, in their order
 
     def __post_init__(self):
+        if isinstance(self.images, Tensor):
+            self.images = self.images.numpy(force=True)
         shape, dtype = np.shape(self.images), getattr(self.images, "dtype", type(self.images))
         if len(shape) != 4 or dtype != np.uint8:
             raise ValueError(
@@ -81,16 +84,17 @@ class Reading:
     def __post_init__(self):
         for name, least in (("size", 1), ("resize", self.size)):
             value = getattr(self, name)
-            if type(value) is not int or value < least:
+            if whole(value) is None or value < least:
                 at_least = "1" if name == "size" else f"size={self.size}"
                 raise ValueError(f"{name} must be whole and at least {at_least}, got {value!r}")
+            object.__setattr__(self, name, whole(value))
         scale = self.scale
-        two = isinstance(scale, list | tuple) and len(scale) == 2 and all(map(is_number, scale))
-        if not two or not 0 < scale[0] <= scale[1] <= 1:
+        two = isinstance(scale, list | tuple) and len(scale) == 2
+        if not two or None in map(number, scale) or not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be two numbers 0 < a <= b <= 1, got {scale!r}")
-        if not is_number(self.color) or not 0 <= self.color <= 1:
+        if number(self.color) is None or not 0 <= self.color <= 1:
             raise ValueError(f"color must be a number 0 <= color <= 1, got {self.color!r}")
-        if not is_number(self.lighting) or not 0 <= self.lighting < float("inf"):
+        if number(self.lighting) is None or not 0 <= self.lighting < float("inf"):
             raise ValueError(f"lighting must be a number of at least 0, got {self.lighting!r}")
 
 
@@ -143,6 +147,7 @@ class Source:
     parts: list[int] | None = None  # None: one
 
     def __post_init__(self):
+        self.classes = [str(name) for name in self.classes]
         parts = {"train": self.train, "test": self.test, "validation": self.validation}
         for name, part in parts.items():
             if part is None and name == "validation":

@@ -1,5 +1,7 @@
 """From a source to what a run trains on: the validation part and the normalisation."""
 
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,8 +10,9 @@ import numpy as np
 
 from sdnet import rng
 from sdnet.data.split import LISTING, Files, Source, Split
-from sdnet.models.checks import check_choice, is_number
+from sdnet.models.checks import check_choice, number
 
+log = logging.getLogger("sdnet")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of values 0..1; torchvision's transforms._presets
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -95,9 +98,13 @@ def prepare(
         ValueError: a `validation` out of range or that leaves a class without training images.
     """
     train, held_out = source.train, source.validation
-    if validation == 0:
-        held_out = None
-    elif held_out is None:
+    wanted = isinstance(validation, list | tuple) or _size(validation) != 0
+    if held_out is not None:
+        use = "sets no others aside" if wanted else "leaves them out"
+        brought = "the data set brings %d validation images; validation=%s %s"
+        log.info(brought, len(held_out), validation, use)
+        held_out = held_out if wanted else None
+    elif wanted:
         order = rng.generator(seed, "split").permutation(len(train))
         if isinstance(validation, list | tuple):
             chosen = _first_per_class(validation, source, order)
@@ -122,15 +129,18 @@ ALLOWED = (
 )
 
 
-def _validation_count(validation: int | float, available: int) -> int:
-    if (
-        not is_number(validation)
-        or not validation >= 0
-        or (validation >= 1 and validation % 1 != 0)
-    ):
+def _size(validation: int | float) -> float:
+    """A count or a share of images, checked as far as it can be without the images."""
+    size = number(validation)
+    if size is None or not 0 <= size < math.inf or (size >= 1 and size % 1 != 0):
         raise ValueError(f"validation must be {ALLOWED}, got {validation!r}")
-    count = round(validation * available) if validation < 1 else int(validation)
-    if count >= available or (validation > 0 and count == 0):
+    return size
+
+
+def _validation_count(validation: int | float, available: int) -> int:
+    size = _size(validation)
+    count = round(size * available) if size < 1 else int(size)
+    if not 0 < count < available:
         raise ValueError(
             f"validation={validation} of {available} training images leaves too few images for "
             f"the split: it must be {ALLOWED}"
@@ -141,8 +151,9 @@ def _validation_count(validation: int | float, available: int) -> int:
 def _first_per_class(validation: Sequence[int], source: Source, order: np.ndarray) -> np.ndarray:
     """The first `validation[k]` images of each class of part k in the order given."""
     parts, classes = source.parts, source.classes
-    whole = all(is_number(count) and count >= 0 and count % 1 == 0 for count in validation)
-    if not whole or len(validation) != len(parts) or not any(validation):
+    numbers = [number(count) for count in validation]
+    valid = all(count is not None and count >= 0 and count % 1 == 0 for count in numbers)
+    if not valid or len(validation) != len(parts) or not any(validation):
         raise ValueError(
             f"validation={validation} must hold a number for each part of the training images "
             f"({len(parts)} here): whole numbers of images per class, 0 or more, not all 0"

@@ -1,12 +1,44 @@
-"""Checks of single arguments; each raises a ValueError that names it and says what is allowed."""
+"""Checks of single arguments; each raises a ValueError that names it and says what is allowed.
 
+Numbers may come from any library: Python's, numpy's, a tensor of one. What is kept is Python's.
+"""
+
+import operator
 from collections.abc import Sequence
-from numbers import Real
+from typing import Any
 
 
-def is_number(value: object) -> bool:
-    """Whether `value` is an int or a float; a bool is neither."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def number(value: Any) -> float | None:
+    """`value` as a float where it is one real number; a truth value, a text or a list is none."""
+    if is_truth(value) or getattr(value, "ndim", 0) != 0 or not hasattr(value, "__float__"):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: a meta tensor
+        return None
+
+
+def whole(value: Any) -> int | None:
+    """`value` as an int where it is one whole number; 2.0 and True are none."""
+    if is_truth(value) or getattr(value, "ndim", 0) != 0:
+        return None
+    try:
+        return operator.index(value)
+    except (TypeError, RuntimeError):
+        return None
+
+
+def is_truth(value: Any) -> bool:
+    """Whether `value` is true or false, of whichever library."""
+    return isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
+
+
+def check_count(name: str, value: Any) -> int:
+    """`value` as an int if it is a whole number of 1 or more; else ValueError naming `name`."""
+    count = whole(value)
+    if count is None or count < 1:
+        raise ValueError(f"{name} must be whole and at least 1, got {value!r}")
+    return count
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
@@ -18,14 +50,17 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
 
 def check_survival(name: str, p: float) -> float:
     """`p` as a float if it is a survival probability, 0 < p <= 1; else ValueError naming `name`."""
-    if isinstance(p, bool) or not isinstance(p, Real) or not 0.0 < p <= 1.0:
+    given = number(p)
+    if given is None or not 0.0 < given <= 1.0:
         raise ValueError(
             f"{name} must be a number with 0 < {name} <= 1 (a survival probability), got {p!r}"
         )
-    return float(p)
+    return given
 
 
-def check_drop_rate(name: str, p: float) -> None:
-    """ValueError naming `name` unless `p` is a drop probability, 0 <= p < 1."""
-    if isinstance(p, bool) or not isinstance(p, Real) or not 0.0 <= p < 1.0:
+def check_drop_rate(name: str, p: float) -> float:
+    """`p` as a float if it is a drop probability, 0 <= p < 1; else ValueError naming `name`."""
+    given = number(p)
+    if given is None or not 0.0 <= given < 1.0:
         raise ValueError(f"{name} must be a drop probability with 0 <= {name} < 1, got {p!r}")
+    return given

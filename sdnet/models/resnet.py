@@ -23,7 +23,7 @@ from sdnet.models.blocks import (
     conv,
     norm_activate,
 )
-from sdnet.models.checks import check_choice, check_drop_rate
+from sdnet.models.checks import check_choice, check_count, check_drop_rate, whole
 from sdnet.models.schedules import Constant, LinearDecay, survival_of
 
 STEMS = ("cifar", "imagenet")
@@ -71,9 +71,7 @@ def make_stage(
     if len(given) != num_blocks:
         raise ValueError(f"{name} must hold {num_blocks} values, one per block, got {len(given)}")
     if drop_rates is not None:
-        for d in drop_rates:
-            check_drop_rate("drop_rates", d)
-        given = [1.0 - d for d in drop_rates]
+        given = [1.0 - check_drop_rate("drop_rates", d) for d in drop_rates]
     blocks = []
     for i, p in enumerate(given):
         first = i == 0
@@ -137,10 +135,10 @@ class ResNet(nn.Module):
                 f"stage_blocks and stage_widths must have one entry per stage, one stage or more, "
                 f"got {len(stage_blocks)} and {len(stage_widths)}"
             )
-        for name, values in (("stage_blocks", stage_blocks), ("stage_widths", stage_widths)):
-            _check_counts(name, values)
-        _check_counts("num_classes", [num_classes])
-        _check_counts("in_channels", [in_channels])
+        stage_blocks = [check_count("stage_blocks", n) for n in stage_blocks]
+        stage_widths = [check_count("stage_widths", n) for n in stage_widths]
+        num_classes = check_count("num_classes", num_classes)
+        in_channels = check_count("in_channels", in_channels)
         check_choice("stem", stem, STEMS)
         check_choice("order", order, ORDERS)
         check_choice("activation", activation, tuple(ACTIVATIONS))
@@ -247,12 +245,6 @@ def _statistics_kept(module: nn.Module) -> Iterator[None]:
             m.momentum, m.num_batches_tracked = momentum, count
 
 
-def _check_counts(name: str, values: Sequence[int]) -> None:
-    if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
-        got = values[0] if len(values) == 1 else list(values)
-        raise ValueError(f"{name} must be whole and at least 1, got {got}")
-
-
 def _class_of(block: Callable) -> Any:
     return block.func if isinstance(block, partial) else block
 
@@ -279,7 +271,7 @@ def resnet_cifar(
     if isinstance(block, str):
         block = BLOCKS[check_choice("block", block, tuple(BLOCKS))]
     layers = 3 * _class_of(block).num_convs
-    n, rest = divmod(depth - 2, layers) if isinstance(depth, int) else (0, 1)
+    n, rest = divmod((whole(depth) or 0) - 2, layers)
     if rest or n < 1:
         raise ValueError(
             f"depth must be {layers}n+2 for {_class_of(block).__name__} "
@@ -305,10 +297,11 @@ def resnet_imagenet(
     With the defaults a torchvision `state_dict` loads strictly and gives the same logits.
     Options as in `ResNet`.
     """
-    if depth not in IMAGENET_STAGES:
+    stages = IMAGENET_STAGES.get(whole(depth) or 0)
+    if stages is None:
         allowed = ", ".join(map(str, IMAGENET_STAGES))
         raise ValueError(f"depth must be one of {allowed}, got {depth!r}")
-    block, stage_blocks = IMAGENET_STAGES[depth]
+    block, stage_blocks = stages
     options |= {"num_classes": num_classes, "shortcut": shortcut, "init": init}
     return ResNet(block, stage_blocks, (64, 128, 256, 512), stem, schedule, **options)
 
@@ -334,8 +327,8 @@ def tiny_resnet(
     if len(blocks) != 3:
         raise ValueError(f"blocks must hold 3 numbers, one per stage, got {list(blocks)}")
     if schedule is None:
-        check_drop_rate("sd_max", sd_max)
-        schedule = LinearDecay(p_L=1.0 - sd_max, rule="timm")
+        p_L = 1.0 - check_drop_rate("sd_max", sd_max)
+        schedule = LinearDecay(p_L=p_L, rule="timm")
     options |= {"num_classes": num_classes, "activation": activation, "shortcut": shortcut}
     options |= {"granularity": granularity, "rescale": rescale}
     return ResNet(BasicBlock, blocks, (32, 64, 128), "cifar", schedule, **options)

@@ -6,28 +6,60 @@ fraction of training that is done, and the result holds a survival probability p
 of depth. A schedule of your own is one such class and one file in `conf/schedule/`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+from typing import Any
 
 from sdnet.models.checks import check_choice, check_drop_rate, check_survival
 
 RULES = ("paper", "timm", "efficientnet")
+MOMENTS = 100  # of a training, over which `mean_survival` is taken
+
+
+class ScheduleError(ValueError):
+    """A schedule gives something else than a survival probability for each block."""
 
 
 def survival_of(
-    schedule: Callable[..., Sequence[float]],
+    schedule: Callable[..., Iterable[float]],
     stage_blocks: Sequence[int],
     progress: float | None = None,
 ) -> list[float]:
-    """What a schedule gives, as floats; at its end where no `progress` is said.
+    """What a schedule gives, as Python's floats; at its end where no `progress` is said.
 
     Raises:
-        ValueError: that is not a survival probability for each block.
+        ScheduleError: that is not a survival probability for each block.
     """
     L = sum(stage_blocks)
     given = schedule(stage_blocks) if progress is None else schedule(stage_blocks, progress)
-    if len(given) != L:
-        raise ValueError(f"schedule must give {L} probabilities, one per block, got {len(given)}")
-    return [check_survival("survival", p) for p in given]
+    values = _listed(given)
+    if values is None or len(values) != L:
+        got = repr(given) if values is None else len(values)
+        raise ScheduleError(f"schedule must give {L} probabilities, one per block, got {got}")
+    try:
+        return [check_survival("survival", p) for p in values]
+    except ValueError as error:
+        raise ScheduleError(str(error)) from error
+
+
+def _listed(given: Any) -> list[Any] | None:
+    """The elements of a list, an array, a tensor or a generator; None for anything else."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()  # of an array, by way of one copy
+    if isinstance(given, str | dict | set) or not isinstance(given, Iterable):
+        return None
+    return list(given)
+
+
+def mean_survival(
+    schedule: Callable[..., Iterable[float]], stage_blocks: Sequence[int]
+) -> list[float]:
+    """A block's survival averaged over the training: that of most schedules, which never change."""
+    moments = [(i + 0.5) / MOMENTS for i in range(MOMENTS)]
+    given = [survival_of(schedule, stage_blocks, progress) for progress in moments]
+    if all(survival == given[0] for survival in given):
+        return given[0]
+    return [fmean(of_block) for of_block in zip(*given, strict=True)]
 
 
 class LinearDecay:

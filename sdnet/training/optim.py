@@ -7,24 +7,25 @@ one file in `conf/lr_schedule/`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.optim import Optimizer
 
-from sdnet.models.checks import is_number
+from sdnet.models.checks import number, whole
 
 
 class ConstantRate:
     """The full rate throughout, after `warmup_epochs` at `warmup_factor` times the rate."""
 
     def __init__(self, warmup_epochs: int = 0, warmup_factor: float = 0.1):
-        if type(warmup_epochs) is not int or warmup_epochs < 0:
+        epochs, factor = whole(warmup_epochs), number(warmup_factor)
+        if epochs is None or epochs < 0:
             raise ValueError(f"warmup_epochs must be whole, 0 or more, got {warmup_epochs!r}")
-        if not is_number(warmup_factor) or not 0.0 < warmup_factor <= 1.0:
+        if factor is None or not 0.0 < factor <= 1.0:
             raise ValueError(f"warmup_factor must be above 0, at most 1, got {warmup_factor!r}")
-        self.warmup_epochs = warmup_epochs
-        self.warmup_factor = warmup_factor
+        self.warmup_epochs = epochs
+        self.warmup_factor = factor
 
     def __call__(self, epoch: float, epochs: int) -> float:
         if epoch < self.warmup_epochs:
@@ -46,12 +47,13 @@ class MultiStep(ConstantRate):
     def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, **warmup):
         super().__init__(**warmup)
         listed = isinstance(milestones, list | tuple)
-        if not listed or not all(is_number(m) and 0.0 < m < 1.0 for m in milestones):
+        fractions = [number(m) for m in milestones] if listed else [None]
+        if not all(m is not None and 0.0 < m < 1.0 for m in fractions):
             raise ValueError(f"milestones must be a list of fractions 0 < m < 1, got {milestones}")
-        if not is_number(gamma) or not 0.0 < gamma < math.inf:
+        self.gamma = number(gamma)
+        if self.gamma is None or not 0.0 < self.gamma < math.inf:
             raise ValueError(f"gamma must be a number above 0, got {gamma!r}")
-        self.milestones = tuple(milestones)
-        self.gamma = gamma
+        self.milestones = tuple(fractions)
 
     def factor(self, epoch: float, epochs: int) -> float:
         # 0.55 * 100 is 55.00000000000001 in floating point, 0.6666667 * 90 is 60.000003
@@ -65,6 +67,22 @@ class Cosine(ConstantRate):
     def factor(self, epoch: float, epochs: int) -> float:
         done = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1)
         return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def factor_of(lr_schedule: Callable[[float, int], float], epoch: float, epochs: int) -> float:
+    """What a learning-rate schedule gives, as one of Python's floats.
+
+    Raises:
+        ValueError: that is not a finite number of at least 0.
+    """
+    given = lr_schedule(epoch, epochs)
+    factor = number(given)
+    if factor is None or not 0.0 <= factor < math.inf:
+        raise ValueError(
+            f"lr_schedule must give a factor, 0 or more, got {given!r} at epoch {epoch:g} of "
+            f"{epochs}"
+        )
+    return factor
 
 
 def set_rate(optimizer: Optimizer, factor: float) -> float:

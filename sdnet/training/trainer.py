@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 from sdnet.data.batches import share
 from sdnet.data.loader import Loader
 from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival, stage_blocks
-from sdnet.models.schedules import survival_of
+from sdnet.models.schedules import mean_survival, survival_of
 from sdnet.runs.folder import RunFolder, select
 from sdnet.training import device as devices
 from sdnet.training.distributed import ALONE, World
 from sdnet.training.evaluation import Evaluation, evaluate
-from sdnet.training.optim import set_rate, zero_skipped
+from sdnet.training.optim import factor_of, set_rate, zero_skipped
 
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
 
@@ -152,9 +152,8 @@ class Trainer:
         be computed in `accumulate` parts. The gradient is that of the mean loss over all of it.
         """
         counters, world = self.counters, self.world
-        self.lr = set_rate(
-            self.optimizer, self.lr_schedule(counters.step / self.steps_per_epoch, self.epochs)
-        )
+        epoch = counters.step / self.steps_per_epoch
+        self.lr = set_rate(self.optimizer, factor_of(self.lr_schedule, epoch, self.epochs))
         self.set_survival(counters.step / self.total_steps)
         size = self.loaders["train"].size_of(counters.step % self.steps_per_epoch)
         sizes = self.part_sizes(size)
@@ -305,7 +304,6 @@ class Trainer:
         train_seconds = counters.train_seconds + counters.interval_seconds
         rows = self.run.rows()
         best, selection = select(rows) if rows else ({}, None)
-        survival = survival_of(self.schedule, self.stage_blocks)
         peak = None
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device)
@@ -323,7 +321,7 @@ class Trainer:
             "seconds_per_epoch": train_seconds * self.steps_per_epoch / counters.step
             if counters.step
             else None,
-            "expected_active_blocks": sum(survival),
+            "expected_active_blocks": sum(mean_survival(self.schedule, self.stage_blocks)),
             "mean_active_blocks": counters.active / counters.step if counters.step else None,
             "blocks": len(gated_modules(self.model)),
             "granularity": self.gates.granularity,

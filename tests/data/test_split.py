@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from sdnet.data.split import Files, Reading, Source, Split
 
@@ -56,6 +57,14 @@ def test_what_a_data_set_of_ones_own_gets_wrong_is_named(make, message):
     with pytest.raises(ValueError) as raised:
         make()
     assert message in str(raised.value)
+
+
+def test_a_data_set_may_be_made_of_tensors_and_arrays_of_any_library():
+    labels = torch.tensor([0, 1, 0, 1, 1], dtype=torch.uint8)
+    part = Split(torch.from_numpy(IMAGES), labels)
+    assert isinstance(part.images, np.ndarray) and part.labels.dtype == np.int64
+    source = Source(part, part, classes=np.array(["a", "b"]))
+    assert source.classes == ["a", "b"] and {type(name) for name in source.classes} == {str}
 
 
 def test_a_source_joins_memory_and_files_of_one_shape():

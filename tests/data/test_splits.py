@@ -1,3 +1,5 @@
+import logging
+import math
 import re
 
 import numpy as np
@@ -31,7 +33,9 @@ def test_the_split_takes_the_first_of_a_keyed_permutation(validation, count):
         assert (part.labels == part[:][:, 0, 0, 0] % 4).all()
 
 
-def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept():
+def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="sdnet")
     part = make_source().test
     source = make_source(validation=part)
     assert prepare(source, 0.1, "channel", 0).validation is part
@@ -41,6 +45,13 @@ def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept():
         assert prepare(source, none, "channel", 0).validation is None
         data = prepare(make_source(), none, "channel", 0)
         assert data.validation is None and len(data.train) == 200
+    brings = f"the data set brings {len(part)} validation images; validation="
+    kept, listed, left, _ = caplog.messages  # nothing is said where a data set brings none
+    assert kept == f"{brings}0.1 sets no others aside" and listed.startswith(brings + "[3]")
+    assert left == f"{brings}0 leaves them out"
+    for wrong in (-1, 1.5, "all", math.nan):  # not used, but what it is to mean must be plain
+        with pytest.raises(ValueError, match="validation must be"):
+            prepare(source, wrong, "channel", 0)
     data = prepare(source, 50, "channel", 0)
     assert data.test is source.test and data.classes == ["a", "b", "c", "d"]
 

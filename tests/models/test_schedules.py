@@ -1,4 +1,6 @@
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.ops import StochasticDepth
 
 from sdnet import Constant, LinearDecay, Uniform, linear_drop_rates
-from sdnet.models.schedules import survival_of
+from sdnet.models.schedules import ScheduleError, mean_survival, survival_of
 
 BAD = [0, 0.0, -1, 1.5, math.nan, math.inf, "abc", True, None]
 
@@ -103,6 +105,41 @@ def test_linear_drop_rates_refuses_by_name(n, p_max, message):
         linear_drop_rates(n, p_max)
 
 
+GIVEN = {
+    "numbers": [0.5, 1],
+    "tuple": (0.5, 1.0),
+    "array": np.array([0.5, 1.0]),
+    "array of float32": np.array([0.5, 1.0], np.float32),
+    "its numbers": list(np.array([0.5, 1.0], np.float32)),
+    "tensor": torch.tensor([0.5, 1.0]),
+    "its numbers, with a gradient": list(torch.tensor([0.5, 1.0], requires_grad=True).detach()),
+    "fractions": [Fraction(1, 2), Decimal(1)],
+    "whole number": [0.5, np.int64(1)],
+}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("made", [lambda x: x, iter, lambda x: (p for p in x)])
+def test_numbers_of_any_library_become_pythons(given, made):
+    found = survival_of(lambda *_: made(given), (1, 1))
+    assert found == [0.5, 1.0] and {type(p) for p in found} == {float}
+
+
+@pytest.mark.parametrize("given", [None, 0.5, "ab", {0.5: 1, 1: 2}, {0.5, 1.0}, torch.tensor(0.5)])
+def test_what_is_no_list_of_probabilities_is_shown(given):
+    with pytest.raises(ScheduleError, match=r"^schedule must give 2 probabilities, .*, got "):
+        survival_of(lambda *_: given, (1, 1))
+
+
+def test_the_mean_survival_is_that_of_a_schedule_that_never_changes_and_else_an_average():
+    fixed = LinearDecay(0.3)
+    assert mean_survival(fixed, (2, 5)) == fixed((2, 5))  # to the last bit
+    rising = mean_survival(lambda blocks, t: [1.0, 1.0 - t / 2], (1, 1))
+    assert rising == [1.0, pytest.approx(0.75)]
+    with pytest.raises(ScheduleError):
+        mean_survival(lambda blocks, t: [0.5 if t < 0.4 else 0.0], (1,))
+
+
 def test_what_a_schedule_gives_is_a_probability_for_each_block():
     seen = []
 
@@ -116,6 +153,9 @@ def test_what_a_schedule_gives_is_a_probability_for_each_block():
     assert seen == [((1, 1), 0.25), ((1, 1),)]
     with pytest.raises(ValueError, match=r"^schedule must give 3 probabilities, .*, got 2$"):
         survival_of(schedule, (2, 1))
-    for wrong in (0.0, 1.1, "1", None, float("nan")):
-        with pytest.raises(ValueError, match=r"^survival must be a number with 0 < survival <= 1"):
+    wrongs = (0.0, 1.1, "1", None, math.nan, True, np.True_, 1j, [1.0], torch.tensor([1.0]))
+    for wrong in wrongs:
+        with pytest.raises(
+            ScheduleError, match=r"^survival must be a number with 0 < survival <= 1"
+        ):
             survival_of(lambda *_, p=wrong: [1.0, p], (1, 1))

@@ -1,12 +1,13 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sdnet import Uniform, resnet_cifar, set_gates
-from sdnet.training.optim import ConstantRate, Cosine, MultiStep, set_rate, zero_skipped
+from sdnet.training.optim import ConstantRate, Cosine, MultiStep, factor_of, set_rate, zero_skipped
 
 
 @pytest.mark.parametrize("epochs", range(1, 60))
@@ -64,6 +65,20 @@ def test_defaults_and_the_ends_of_what_is_allowed():
 def test_a_wrong_schedule_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         MultiStep(**wrong)
+
+
+@pytest.mark.parametrize("half", [0.5, np.float32(0.5), np.array(0.5), torch.tensor(0.5)], ids=type)
+def test_a_factor_of_any_library_becomes_a_float(half):
+    assert type(factor_of(lambda epoch, epochs: half * epoch, 3.0, 9)) is float
+    assert factor_of(lambda epoch, epochs: half * epoch, 3.0, 9) == 1.5
+
+
+@pytest.mark.parametrize("wrong", [None, "1", math.nan, math.inf, -0.1, True, [1.0], 1j])
+def test_what_is_no_factor_is_shown_with_its_epoch(wrong):
+    message = f"lr_schedule must give a factor, 0 or more, got {wrong!r} at epoch 2.5 of 9"
+    with pytest.raises(ValueError) as raised:
+        factor_of(lambda epoch, epochs: wrong, 2.5, 9)
+    assert str(raised.value) == message
 
 
 def test_the_rate_is_set_from_the_initial_one_even_after_a_reload():
