@@ -14,7 +14,7 @@ from tests.commands import ROOT
 
 # A room may use what is on the floors below it; of its own floor it uses nothing but itself.
 FLOORS = (
-    ("rng", "processes", "lock"),
+    ("rng", "processes", "lock", "shell"),
     ("models", "runs"),
     ("data", "config"),
     ("training", "analysis"),

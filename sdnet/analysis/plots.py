@@ -24,13 +24,27 @@ STYLE = {
 
 
 def plot_survival(
-    survival: Sequence[float], stage_blocks: Sequence[int], title: str, path: Path
+    survival: Sequence[float],
+    stage_blocks: Sequence[int],
+    title: str,
+    path: Path,
+    ends: Sequence[Sequence[float]] = (),
 ) -> None:
-    """p_l against the block l, with the stages marked: Figure 2 of the paper."""
+    """p_l against the block l, with the stages marked: Figure 2 of the paper.
+
+    Args:
+        survival: averaged over the training, where it changes.
+        ends: what it is then at the start and at the end of the training.
+    """
     L = len(survival)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
         axes.bar(range(1, L + 1), survival, width=0.8, color="tab:blue", alpha=0.8)
+        for given, label, color in zip(ends, ("start", "end"), ("0.45", "0"), strict=False):
+            left, right = ([l + side for l in range(1, L + 1)] for side in (-0.4, 0.4))
+            axes.hlines(given, left, right, color, label=f"at the {label} of training")
+        if ends:
+            axes.legend(loc="lower left", frameon=True)
         first = 1
         for stage, blocks in enumerate(stage_blocks, start=1):
             if stage > 1:
@@ -38,7 +52,8 @@ def plot_survival(
             middle = first + (blocks - 1) / 2
             axes.text(middle, 1.03, f"stage {stage}", ha="center", va="bottom", color="0.3")
             first += blocks
-        axes.set(xlabel="block $l$", ylabel="survival probability $p_l$", ylim=(0, 1.12))
+        label = "survival probability $p_l$" + (", mean over training" if ends else "")
+        axes.set(xlabel="block $l$", ylabel=label, ylim=(0, 1.12))
         axes.set_xlim(0.4, L + 0.6)
         axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,10 +1,11 @@
 """How the runs of a group are repeated: the command, and the commits of the code."""
 
-import shlex
 from typing import Any
 
+from sdnet import shell
 from sdnet.analysis.collect import work_on
 from sdnet.analysis.groups import Group
+from sdnet.runs.identity import own_targets
 
 # overrides that are no setting
 NOT_REPRODUCING = ("seed", "sweep", "retry_failed", "resume", "show")
@@ -32,21 +33,9 @@ def command(group: Group) -> str:
         start = ["torchrun", f"--nproc-per-node={processes}", *start[1:]]
     variables = {
         "PYTHONPATH": first.get("pythonpath"),
-        "SDNET_ALLOW_TARGETS": ",".join(sorted(_own_targets(group.runs[0].config))),
+        "SDNET_ALLOW_TARGETS": ",".join(sorted(own_targets(group.runs[0].config))),
     }
-    set_first = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value]
-    return " ".join([*set_first, shlex.join([*start, *first.get("options", []), *kept])])
-
-
-def _own_targets(node: Any) -> set[str]:
-    """Targets outside the project and torch: train.py takes them only when they are listed."""
-    if isinstance(node, list):
-        return set().union(*map(_own_targets, node))
-    if not isinstance(node, dict):
-        return set()
-    target = node.get("_target_", "sdnet")
-    ours = target.partition(".")[0] in ("sdnet", "torch", "torchvision")
-    return set().union(*map(_own_targets, node.values())) | (set() if ours else {target})
+    return shell.line([*start, *first.get("options", []), *kept], variables)
 
 
 def commits(group: Group) -> str:
@@ -54,8 +43,9 @@ def commits(group: Group) -> str:
     found = {}
     for run in group.runs:
         for entry in work_on(run):
-            own = entry.get("project")
-            found[_code(entry) + (f" (own code {_commit(own)})" if own else "")] = None
+            own = [_commit(entry["project"])] if entry.get("project") else []
+            own += [f"{name} {text}" for name, text in entry.get("own_code", {}).items()]
+            found[_code(entry) + (f" (own code {', '.join(own)})" if own else "")] = None
     return " ".join(found)
 
 

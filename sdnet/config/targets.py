@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 
 from sdnet.config.errors import ConfigError, in_group
+from sdnet.models.schedules import ScheduleError
 
 ALLOW_VARIABLE = "SDNET_ALLOW_TARGETS"
 # What a target may be, by the group it stands in: public objects that this module of ours defines,
@@ -113,6 +114,8 @@ def instantiate(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -
         return utils.instantiate(node, *args, **kwargs, _convert_="all")
     except Exception as error:  # Hydra 1.4 raises what the target raised, 1.3 one of its own
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
+        if isinstance(cause, ScheduleError):  # found by the network that was given it
+            raise ConfigError(in_group("schedule", config["schedule"], cause)) from error
         if isinstance(cause, ValueError | TypeError | OSError):
             raise ConfigError(in_group(group, config[group], cause)) from error
         raise

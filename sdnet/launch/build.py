@@ -93,13 +93,21 @@ def _check_blocks(model, schedule) -> None:
             f"sdnet.models.gates.Gated such as BasicBlock; {type(model).__name__} has none"
         )
     blocks = stage_blocks(model)
-    try:
-        for progress in (0.0, 1.0):
+    for progress in (0.0, 0.5, 1.0):
+        try:
             survival_of(schedule, blocks, progress)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"schedule: called with {blocks}, {progress} it fails: {error}"
-        ) from error
+        except Exception as error:
+            called = f"called with {blocks}, {progress} it fails"
+            raise ConfigError(f"schedule: {called}: {error}") from error
+
+
+def planned(model, schedule):
+    """The network with the survival that its blocks have on average over the training."""
+    from sdnet.models.gates import set_survival, stage_blocks
+    from sdnet.models.schedules import mean_survival
+
+    set_survival(model, mean_survival(schedule, stage_blocks(model)))
+    return model
 
 
 def build_device(config: dict[str, Any], world: World = ALONE):
@@ -130,8 +138,18 @@ def build_wandb_mode(config: dict[str, Any]) -> str:
 
 def build_optimization(config: dict[str, Any], model):
     """The optimizer of the model's parameters, and the learning-rate schedule."""
+    from sdnet.training.optim import factor_of
+
     optimizer = targets.instantiate(config, "optimizer", model.parameters())
-    return optimizer, targets.instantiate(config, "lr_schedule")
+    lr_schedule = targets.instantiate(config, "lr_schedule")
+    epochs = config["trainer"]["epochs"]
+    for epoch in (0.0, epochs / 2, epochs - 1.0):
+        try:
+            factor_of(lr_schedule, epoch, epochs)
+        except Exception as error:
+            called = f"called with {epoch:g}, {epochs} it fails"
+            raise ConfigError(f"lr_schedule: {called}: {error}") from error
+    return optimizer, lr_schedule
 
 
 def check_optimization(config: dict[str, Any], model) -> None:
@@ -156,6 +174,7 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     """
     import torch
 
+    from sdnet.launch.trial import try_network
     from sdnet.training.trainer import Trainer
 
     settings = config["trainer"]
@@ -169,6 +188,7 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
     model = model.to(device, memory_format=layout)
+    try_network(model, data.image_shape, len(data.classes))
     if settings["compile"] is not None:
         from sdnet.models.compile import compile_branches
 

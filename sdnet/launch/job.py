@@ -35,15 +35,18 @@ def show(config: dict[str, Any]) -> None:
     from sdnet.analysis.plan import show_plan
     from sdnet.launch import build, measure
     from sdnet.launch.progress import duration
+    from sdnet.launch.trial import try_network
     from sdnet.listeners import console
 
     build.build_device(config)
     data = build.build_data(config, listing=True)
     build.check_batches(config, len(data.train), processes.environment()[1])
-    model = build.build_model(config, len(data.classes), data.image_shape[0])
+    schedule = build.build_schedule(config)
+    model = build.build_model(config, len(data.classes), data.image_shape[0], schedule)
+    try_network(model, data.image_shape, len(data.classes))
     build.check_optimization(config, model)
     shown = console.set_up()
-    show_plan(shown, config, data, model)
+    show_plan(shown, config, data, build.planned(model, schedule))
     if config["show"] == "time":
         seconds = measure.seconds_of(config)
         text = f"{'time':17} about {duration(seconds)} on this machine, by a few steps"
@@ -54,7 +57,7 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
     """Trains in a new or a resumed run folder; returns the lowest validation error in percent."""
     from sdnet.launch import session
     from sdnet.launch.progress import number
-    from sdnet.launch.provenance import command
+    from sdnet.launch.provenance import to_continue
     from sdnet.listeners import console as consoles
     from sdnet.training import distributed
     from sdnet.training.trainer import Interrupted
@@ -66,7 +69,7 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
             return session.work(config, run, world, console, in_sweep)
         except Interrupted as error:
             if world.is_main:
-                print(f"{error}; to continue: {command(f'resume={run.path}')}")
+                print(f"{error}; to continue: {to_continue(run)}")
             session.hand_over(error)
             raise KeyboardInterrupt from error
         except RunError as error:

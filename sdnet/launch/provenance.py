@@ -1,10 +1,11 @@
 """Where a run comes from: the command that repeats it, the code's commits, versions, the device."""
 
+import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
-import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -15,10 +16,13 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
-from sdnet import processes
+from sdnet import processes, shell
+from sdnet.config.targets import ALLOW_VARIABLE
 from sdnet.runs.folder import RunFolder
+from sdnet.runs.identity import own_targets
 from sdnet.training import device as devices
 
+log = logging.getLogger("sdnet")
 PACKAGES = ("torch", "torchvision", "numpy", "hydra-core", "omegaconf", "wandb")
 TYPED = "SDNET_TYPED"  # what was typed, for processes that a launcher starts
 PYTHONPATH = "PYTHONPATH"
@@ -38,14 +42,20 @@ def _typed() -> dict[str, Any]:
 
 
 def command(*overrides: str) -> str:
-    """What to type for a run of as many processes as this one has."""
+    """What to type for a run of as many processes as this one has, but for the environment."""
     _, size, _ = processes.environment()
     start = ["python"]
     if size > 1:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         nodes = [f"--nnodes={size // here}"] if size > here else []
         start = ["torchrun", *nodes, f"--nproc-per-node={here}"]
-    return shlex.join([*start, *_typed()["program"], *overrides])
+    return shell.line([*start, *_typed()["program"], *overrides])
+
+
+def to_continue(run: RunFolder) -> str:
+    """What to type to continue a run, with what this process was given by its environment."""
+    given = {PYTHONPATH: _typed()[PYTHONPATH], ALLOW_VARIABLE: os.environ.get(ALLOW_VARIABLE)}
+    return " ".join([shell.line([], given), command(shell.setting("resume", run.path))]).strip()
 
 
 def origin(config: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +76,7 @@ def origin(config: dict[str, Any]) -> dict[str, Any]:
         "folder": os.getcwd(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         **_commits(),
+        **({"own_code": found} if (found := own_code(config)) else {}),
         "versions": {"python": platform.python_version(), "sdnet": _version("sdnet")}
         | {name: _version(name) for name in PACKAGES},
         "host": platform.node(),
@@ -111,6 +122,38 @@ def _commits() -> dict[str, Any]:
         project = {"git_commit": _git(Path(root), "rev-parse", "HEAD")}
         known["project"] = project | {"git_dirty": _is_dirty(Path(root))}
     return known
+
+
+def own_code(config: dict[str, Any]) -> dict[str, str]:
+    """The modules outside sdnet and torch that a configuration names, with a hash of their source.
+
+    Of a package every file counts, since one may use another.
+    """
+    names = sorted({target.partition(".")[0] for target in own_targets(config)})
+    return {name: _source_hash(sys.modules[name]) for name in names if name in sys.modules}
+
+
+def _source_hash(module: Any) -> str:
+    files = [Path(module.__file__)] if getattr(module, "__file__", None) else []
+    files += [
+        file for folder in getattr(module, "__path__", ()) for file in Path(folder).rglob("*.py")
+    ]
+    digest = hashlib.blake2b(digest_size=4)
+    for file in sorted(set(files)):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def warn_of_changed_code(run: RunFolder, config: dict[str, Any]) -> None:
+    """Says where a run was computed by other code of the user's than is there now."""
+    known = run.provenance()
+    before = (known["resumed"][-1] if known.get("resumed") else known).get("own_code", {})
+    for name, text in own_code(config).items():
+        if before.get(name, text) != text:
+            file = sys.modules[name].__file__
+            log.warning(
+                "%s was computed by %s (%s) as it was before a change", run.path, name, file
+            )
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -13,11 +13,11 @@ from rich.console import Console
 from sdnet.config.errors import Busy, ConfigError, RunError
 from sdnet.launch import build
 from sdnet.launch.progress import place
-from sdnet.launch.provenance import command, note_device, origin
+from sdnet.launch.provenance import note_device, origin, to_continue, warn_of_changed_code
 from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.lock import Lock, Locked
-from sdnet.models.schedules import survival_of
+from sdnet.models.schedules import mean_survival, survival_of
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import run_name
 from sdnet.training.distributed import ALONE, Lost, World
@@ -46,6 +46,7 @@ def begin(run: RunFolder, config: dict[str, Any]) -> None:
     """Makes the folder of a new run; a resumed one's provenance lists each time that happened."""
     here = origin(config)
     if run.holds_run():
+        warn_of_changed_code(run, config)
         if run.ended() == "diverged":
             run.restart()  # its last checkpoint may hold the seed of it
         run.remove_temporary()
@@ -76,6 +77,7 @@ def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
         )
     if state != "completed":
         return None
+    warn_of_changed_code(run, config)
     summary = run.summary()
     log.info("%s is completed: %.2f %% test error", run.path, summary["test_error"])
     if resumed:
@@ -191,7 +193,7 @@ def _train(
             found = world.error_elsewhere()
             status, reason = ("failed", found) if found else ("interrupted", str(error))
             if not found:
-                again = f"; to continue: {command(f'resume={run.path}')}"
+                again = f"; to continue: {to_continue(run)}"
         log.debug("the run %s", status, exc_info=True)  # the traceback, to train.log alone
         raise RunError(f"{run.path} {status}: {reason}{again}") from error
     finally:
@@ -246,8 +248,10 @@ def _figures(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, Any
     from sdnet.analysis import plots
 
     paths = [run.figures / "survival.png"]
-    survival = survival_of(trainer.schedule, trainer.stage_blocks)
-    plots.plot_survival(survival, trainer.stage_blocks, name, paths[0])
+    schedule, blocks = trainer.schedule, trainer.stage_blocks
+    ends = [survival_of(schedule, blocks, progress) for progress in (0.0, 1.0)]
+    changing = ends if ends[0] != ends[1] else []
+    plots.plot_survival(mean_survival(schedule, blocks), blocks, name, paths[0], changing)
     rows = run.rows()
     if rows:
         paths.append(run.figures / "curves.png")

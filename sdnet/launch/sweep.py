@@ -23,6 +23,7 @@ from rich.console import Console
 from sdnet import processes
 from sdnet.config.errors import ConfigError, RunError, explain
 from sdnet.launch.progress import number, remember_runs
+from sdnet.launch.provenance import warn_of_changed_code
 from sdnet.launch.sweep_plan import Point, check, count, describe, plan, show
 from sdnet.listeners import console as consoles
 from sdnet.listeners import wandb as tracking
@@ -121,6 +122,7 @@ def announce(points: list[Point]) -> None:
     log.info(count(points))
     for point in points:
         if point.state == "completed":
+            warn_of_changed_code(point.run, point.config)
             error = point.run.summary()["test_error"]
             log.info("done: %s, %.2f %% test error", point.name, error)
         elif not point.is_left():

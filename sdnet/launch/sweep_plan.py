@@ -27,6 +27,7 @@ from sdnet.config import compose
 from sdnet.config.errors import ConfigError, explain
 from sdnet.launch import build
 from sdnet.launch.progress import duration, seconds_taken
+from sdnet.launch.trial import try_network
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import identity
 
@@ -216,8 +217,11 @@ def _network(config: dict[str, Any], seen: _Once, facts: Callable):
     image_shape, classes, _ = seen.call(facts, config, ("dataset",))
 
     def network(config):
+        schedule = build.build_schedule(config)
         with torch.device("meta"):
-            return build.build_model(config, classes, image_shape[0])
+            model = build.build_model(config, classes, image_shape[0], schedule)
+        try_network(model, image_shape, classes)
+        return build.planned(model, schedule)
 
     return seen.call(network, config, ("dataset", "model", "schedule", "trainer"))
 

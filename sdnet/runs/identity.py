@@ -59,6 +59,17 @@ def identity(config: dict[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
+def own_targets(node: Any) -> set[str]:
+    """Targets outside sdnet and torch in a configuration: train.py takes those that are listed."""
+    if isinstance(node, list):
+        return set().union(*map(own_targets, node))
+    if not isinstance(node, dict):
+        return set()
+    target = node.get("_target_", "sdnet")
+    ours = target.partition(".")[0] in ("sdnet", "torch", "torchvision")
+    return set().union(*map(own_targets, node.values())) | (set() if ours else {target})
+
+
 def run_name(config: dict[str, Any]) -> str:
     """`<model>-<schedule>-pL<p_L>-s<seed>-<identity>`.
 

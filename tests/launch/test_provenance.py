@@ -1,8 +1,10 @@
 """What a run folder says of where the run comes from, and the command that repeats it."""
 
 import copy
+import importlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shlex
@@ -189,3 +191,44 @@ def test_what_was_typed_is_passed_on_as_text(typed, monkeypatch):
         "PYTHONPATH": None,
     }
     assert shlex.split(provenance.command("a=b"))[1:] == ["../it's/train.py", "a=b"]
+
+
+def test_a_change_of_ones_own_code_is_said_of_a_run_that_is_there(
+    typed, tmp_path, monkeypatch, caplog
+):
+    package = tmp_path / "own_parts"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "used.py").write_text("X = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("own_parts")
+    caplog.set_level(logging.WARNING, logger="sdnet")
+    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+
+    config = {"seed": 7, "model": {"_target_": "sdnet.X", "block": {"_target_": "own_parts.Y"}}}
+    run = RunFolder(tmp_path / "run")
+    run.create(config, provenance.origin(config))
+    provenance.warn_of_changed_code(run, config)
+    assert not caplog.messages and list(run.provenance()["own_code"]) == ["own_parts"]
+    (package / "used.py").write_text("X = 2\n")
+    provenance.warn_of_changed_code(run, config)
+    assert len(caplog.messages) == 1 and str(run.path) in caplog.text
+    assert str(package / "__init__.py") in caplog.text
+    run.write_provenance(run.provenance() | {"resumed": [provenance.origin(config)]})
+    provenance.warn_of_changed_code(run, config)  # it has been said when it was resumed
+    assert len(caplog.messages) == 1
+
+
+def test_the_line_to_continue_a_run_holds_what_the_environment_gave(typed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "my src")
+    monkeypatch.setenv("SDNET_ALLOW_TARGETS", "mine.A,mine.B")
+    provenance.remember_command()
+    line = provenance.to_continue(RunFolder("outputs/x (1)"))
+    words = shlex.split(line)
+    assert words[:2] == ["PYTHONPATH=my src", "SDNET_ALLOW_TARGETS=mine.A,mine.B"]
+    assert words[-1] == "resume='outputs/x (1)'"
+    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.delenv("SDNET_ALLOW_TARGETS")
+    provenance.remember_command()
+    assert provenance.to_continue(RunFolder("outputs/x")).endswith("train.py resume=outputs/x")
+    assert "=" not in provenance.to_continue(RunFolder("outputs/x")).split()[0]

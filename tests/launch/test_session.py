@@ -500,13 +500,16 @@ def test_figures_are_drawn_of_what_is_there(config, folder, monkeypatch):
     trainer = build.build_trainer(config, folder)
     (survival,) = session._figures(trainer, folder, "title", {"best_epoch": None})
     assert survival == folder.path / "figures" / "survival.png"
-    expected = ([pytest.approx(p) for p in (5 / 6, 4 / 6, 0.5)], (1, 1, 1), "title", survival)
+    expected = ([pytest.approx(p) for p in (5 / 6, 4 / 6, 0.5)], (1, 1, 1), "title", survival, [])
     assert [(list(s), tuple(b), *more) for s, b, *more in drawn] == [expected]
     for epoch in (1.0, 2.0):
         folder.append_row(dict.fromkeys(COLUMNS, 1.0) | {"epoch": epoch})
     paths = session._figures(trainer, folder, "title", {"best_epoch": 1.0})
     assert paths == [survival, folder.path / "figures" / "curves.png"]
     assert drawn[2] == (folder.rows(), 1.0, "title", paths[1])
+    trainer.schedule = lambda blocks, progress=1.0: [1.0 - progress / 2] * 3
+    session._figures(trainer, folder, "title", {"best_epoch": 1.0})
+    assert drawn[3][0] == [pytest.approx(0.75)] * 3 and drawn[3][4] == [[1.0] * 3, [0.5] * 3]
 
 
 def work(config, folder, in_sweep, world=ALONE):
