@@ -46,8 +46,10 @@ def test_zero_sets_nothing_aside_and_a_validation_part_of_the_source_is_kept(cap
         data = prepare(make_source(), none, "channel", 0)
         assert data.validation is None and len(data.train) == 200
     brings = f"the data set brings {len(part)} validation images; validation="
-    kept, listed, left, _ = caplog.messages  # nothing is said where a data set brings none
-    assert kept == f"{brings}0.1 sets no others aside" and listed.startswith(brings + "[3]")
+    kept, again, listed, left, _ = caplog.messages  # nothing is said where a data set brings none
+    assert kept == f"{brings}0.1 sets no others aside" == again and listed.startswith(
+        brings + "[3]"
+    )
     assert left == f"{brings}0 leaves them out"
     for wrong in (-1, 1.5, "all", math.nan):  # not used, but what it is to mean must be plain
         with pytest.raises(ValueError, match="validation must be"):
