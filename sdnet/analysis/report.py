@@ -19,7 +19,7 @@ from sdnet.analysis.collect import LeftOut, ReportError, Run, collect_runs
 from sdnet.analysis.groups import group_runs
 from sdnet.analysis.references import find_references
 from sdnet.analysis.statistics import MAY_LACK, summary_row, times_differ
-from sdnet.runs.folder import write_atomically
+from sdnet.runs.files import write_atomically
 
 __all__ = ["Report", "ReportError", "write_report"]
 

@@ -4,24 +4,28 @@
     provenance.json    command, commit, versions, device, the W&B run's id
     metrics.csv        a row per evaluation
     summary.json       status and result
-    checkpoints/       last.pt, best.pt
+    checkpoints/       last.pt, the previous one of it, best.pt
     figures/  wandb/   train.log
     lock               while a process works on the run
 
-Errors are percent, times seconds, sizes bytes. Files are written beside their place and renamed.
+Errors are percent, times seconds, sizes bytes. How files are written: `sdnet.runs.files`.
 """
 
 import csv
 import json
+import logging
 import os
-import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sdnet import lock
+from sdnet.runs.files import Damaged, load_checkpoint, save_checkpoint, write_atomically
 from sdnet.runs.identity import identity
+
+log = logging.getLogger("sdnet")
 
 COLUMNS = (
     "epoch",
@@ -40,6 +44,7 @@ COLUMNS = (
     "images_per_second",
     "active_blocks",
 )
+RESUMABLE = ("model", "optimizer", "counters", "sums")  # what a last checkpoint holds, at least
 
 
 def select(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
@@ -53,13 +58,6 @@ def select(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:
     lowest = min(row["val_error"] for row in rows)
     best = [row for row in rows if row["val_error"] == lowest][-1]
     return best, "lowest validation error, the latest of equals"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a temporary file beside `path`, then renames it."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class RunFolder:
@@ -131,7 +129,7 @@ class RunFolder:
     def restart(self) -> None:
         """Forgets what was measured and learnt; configuration and provenance stay."""
         (self.path / "metrics.csv").unlink(missing_ok=True)
-        for name in ("last", "best"):
+        for name in ("last", "previous", "best"):
             self.checkpoint(name).unlink(missing_ok=True)
         self.write_summary({"status": "running", "identity": self.summary()["identity"]})
 
@@ -192,23 +190,36 @@ class RunFolder:
 
     def append_row(self, row: dict[str, float | None]) -> None:
         """Adds a row to metrics.csv; the file is replaced as a whole, so it is never half a row."""
-        file = self.path / "metrics.csv"
-        text = file.read_text(encoding="utf-8") if file.is_file() else ",".join(COLUMNS) + "\n"
+        text = self.metrics() or ",".join(COLUMNS) + "\n"
         columns = text.partition("\n")[0].split(",")  # a file that was begun keeps its own
         cells = ["" if row[c] is None else f"{row[c]:.8g}" for c in columns]
-        write_atomically(file, text + ",".join(cells) + "\n")
+        write_atomically(self.path / "metrics.csv", text + ",".join(cells) + "\n")
 
-    def drop_after(self, step: int) -> None:
-        """Forgets rows and a best checkpoint later than `step`: they will be measured again."""
-        best = self.load_checkpoint("best")
+    def metrics(self) -> str:
+        """The text of metrics.csv, empty where there is none; kept in each checkpoint."""
+        file = self.path / "metrics.csv"
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+    def drop_after(self, step: int, metrics: str | None = None) -> None:
+        """Forgets rows and a best checkpoint later than `step`: they will be measured again.
+
+        Args:
+            metrics: the text that metrics.csv had at that step, from the checkpoint, if known.
+        """
+        best = self.best()
         if best is not None and best["step"] > step:
             self.checkpoint("best").unlink()
-        file = self.path / "metrics.csv"
-        if file.is_file():
-            head, *lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        text = self.metrics()
+        if metrics is not None:
+            if not text.startswith(metrics):
+                log.warning("%s/metrics.csv is not what was written: it is restored", self.path)
+            kept = metrics
+        else:
+            head, *lines = text.splitlines(keepends=True) or [""]
             at = COLUMNS.index("step")
-            kept = [line for line in lines if float(line.split(",")[at]) <= step]
-            write_atomically(file, head + "".join(kept))
+            kept = head + "".join(line for line in lines if float(line.split(",")[at]) <= step)
+        if kept != text:
+            write_atomically(self.path / "metrics.csv", kept)
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -216,19 +227,53 @@ class RunFolder:
         return self.path / "checkpoints" / f"{name}.pt"
 
     def save_checkpoint(self, state: dict[str, Any], name: str = "last") -> None:
-        import torch
-
+        """Writes a checkpoint; of `last` the one before is kept as `previous`."""
         path = self.checkpoint(name)
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        save_checkpoint(path, state, self.checkpoint("previous") if name == "last" else None)
 
     def load_checkpoint(self, name: str = "last") -> dict[str, Any] | None:
-        """The stored state on the CPU, or None where there is no checkpoint yet."""
-        import torch
+        """The stored state on the CPU, or None where there is no checkpoint yet.
 
-        path = self.checkpoint(name)
-        if not path.is_file():
+        Raises:
+            Damaged: what is there is not what was written.
+        """
+        return load_checkpoint(self.checkpoint(name))
+
+    def newest(self) -> dict[str, Any] | None:
+        """The state to resume from: the last one, or the previous one where that is damaged."""
+        told, state = [], None
+        for name in ("last", "previous"):
+            try:
+                state = self._holding(name, RESUMABLE)
+            except Damaged as error:
+                told.append(self._set_aside(name, error))
+            if state is not None:
+                break
+        instead = "the run begins anew"
+        if state is not None:
+            instead = f"the run goes on from {name}.pt, step {state['counters']['step']}"
+        for text in told:
+            log.warning("%s; %s", text, instead)
+        return state
+
+    def best(self) -> dict[str, Any] | None:
+        """The state of the best checkpoint; None where there is none, or a damaged one."""
+        try:
+            return self._holding("best", ("model", "step"))
+        except Damaged as error:
+            log.warning("%s; the run goes on without it", self._set_aside("best", error))
             return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+
+    def _holding(self, name: str, keys: Sequence[str]) -> dict[str, Any] | None:
+        state = self.load_checkpoint(name)
+        if state is not None and not (isinstance(state, dict) and set(keys) <= state.keys()):
+            raise Damaged(f"it does not hold {', '.join(keys)}")
+        return state
+
+    def _set_aside(self, name: str, error: Damaged) -> str:
+        """Renames a damaged checkpoint, so that none is made from it; returns what to tell."""
+        path = self.checkpoint(name)
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        return f"{path} is damaged ({error}) and is now {aside.name}"

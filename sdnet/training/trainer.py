@@ -275,6 +275,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "counters": asdict(self.counters),
             "sums": self.sums,
+            "metrics": self.run.metrics(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -287,10 +288,10 @@ class Trainer:
     def resume(self) -> None:
         """Goes back to the run folder's last checkpoint, or to the start where there is none."""
         if self.world.is_main:
-            state = self.run.load_checkpoint()
-            if state is not None:
+            state = self.run.newest() or {}
+            if state:
                 self.restore(state)
-            self.run.drop_after(self.counters.step)
+            self.run.drop_after(self.counters.step, state.get("metrics"))
             if self.run.rows():
                 self.save_best()  # a process killed after `last` had no time for it
         if self.world.size > 1:  # all begin with the very same numbers

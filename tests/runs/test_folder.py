@@ -1,12 +1,14 @@
 import json
+import logging
 import os
-import pickle
+import random
 
 import pytest
 import torch
 import yaml
 
-from sdnet.runs.folder import COLUMNS, RunFolder, select, write_atomically
+from sdnet.runs.files import Damaged, write_atomically
+from sdnet.runs.folder import COLUMNS, RESUMABLE, RunFolder, select
 from sdnet.runs.identity import identity
 from tests.runs.made import CONFIG, changed
 
@@ -121,7 +123,7 @@ def test_the_files_are_read_as_they_were_written(folder):
     assert folder.load_checkpoint()["weights"].tolist() == [0, 1, 2]
     assert folder.load_checkpoint("best")["weights"].tolist() == [0, 1]
     torch.save({"weights": os.getcwd}, folder.checkpoint("code"))  # reading it could run anything
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(Damaged, match=r"^it holds something else than tensors and plain values$"):
         folder.load_checkpoint("code")
     folder.checkpoint("code").unlink()
     assert sorted(p.name for p in (folder.path / "checkpoints").iterdir()) == ["best.pt", "last.pt"]
@@ -148,11 +150,11 @@ def test_what_comes_after_a_step_is_forgotten_the_best_checkpoint_with_it(folder
     for step in (10, 20, 100):
         folder.append_row(row(step))
     kept = "".join((folder.path / "metrics.csv").read_text().splitlines(keepends=True)[:3])
-    folder.save_checkpoint({"step": 20}, "best")
+    folder.save_checkpoint({"step": 20, "model": {}}, "best")
     folder.save_checkpoint({"step": 100}, "last")
     folder.drop_after(20)
     assert (folder.path / "metrics.csv").read_text() == kept
-    assert folder.load_checkpoint("best") == {"step": 20}
+    assert folder.load_checkpoint("best")["step"] == 20
     folder.drop_after(19)
     assert [r["step"] for r in folder.rows()] == [10]
     assert folder.load_checkpoint("best") is None
@@ -177,7 +179,7 @@ def contents(folder):
 def test_a_process_killed_while_it_writes_leaves_the_old_file(folder, monkeypatch, write):
     folder.append_row(row(1))
     for name in ("last", "best"):
-        folder.save_checkpoint({"step": 0}, name)
+        folder.save_checkpoint({"step": 0, "model": {}}, name)
     (folder.path / "notes.tmp").write_text("a user's")
     before = contents(folder.path)
 
@@ -189,11 +191,100 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(folder, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             write(folder)
     after = contents(folder.path)
-    assert {name: after[name] for name in before} == before and len(after) == len(before) + 1
+    kept = dict(before)
+    if write is WRITERS["checkpoint"]:  # a second name for the last one
+        kept["checkpoints/previous.pt"] = before["checkpoints/last.pt"]
+    assert {name: after[name] for name in kept} == kept and len(after) == len(kept) + 1
     folder.remove_temporary()
-    assert contents(folder.path) == before
+    assert contents(folder.path) == kept
     write(folder)
-    assert contents(folder.path) != before and set(contents(folder.path)) == set(before)
+    assert contents(folder.path) != kept and set(contents(folder.path)) == set(kept)
+
+
+def state_at(step):
+    weights = torch.full((999,), float(step))
+    return dict.fromkeys(RESUMABLE) | {"model": weights, "counters": {"step": step}}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What is warned of."""
+    lines = []
+    monkeypatch.setattr(logging.getLogger("sdnet"), "warning", lambda m, *a: lines.append(m % a))
+    return lines
+
+
+def flipped(content, draw):
+    at = draw.randrange(len(content))
+    return content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :]
+
+
+DAMAGES = {
+    "a bit": flipped,
+    "a sector of zeros": lambda content, draw: (
+        content[: (at := draw.randrange(len(content) - 512))] + bytes(512) + content[at + 512 :]
+    ),
+    "cut short": lambda content, draw: content[: draw.randrange(len(content))],
+    "empty": lambda content, draw: b"",
+    "longer": lambda content, draw: content + b"x",
+    "text": lambda content, draw: b"damaged",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(folder, damage, told):
+    draw = random.Random(0)
+    for _ in range(40):
+        for step in (11, 22):
+            folder.save_checkpoint(state_at(step))
+        path = folder.checkpoint()
+        spoilt = damage(path.read_bytes(), draw)
+        path.write_bytes(spoilt)  # in place: the previous one is another file
+        state = folder.newest()
+        assert torch.equal(state["model"], state_at(state["counters"]["step"])["model"])
+        if state["counters"]["step"] == 22:  # what was hit is the mark of the digest alone
+            assert not told
+            continue
+        (line,) = told
+        assert line.startswith(f"{path} is damaged (it") and "weights_only" not in line
+        assert line.endswith("is now last.pt.damaged; the run goes on from previous.pt, step 11")
+        assert path.with_name("last.pt.damaged").read_bytes() == spoilt
+        told.clear()
+        assert folder.newest()["counters"]["step"] == 11 and not told
+
+
+def test_with_no_sound_checkpoint_a_run_begins_anew_and_a_damaged_best_one_stops_nothing(
+    folder, told
+):
+    for step in (11, 22):
+        folder.save_checkpoint(state_at(step))
+    folder.save_checkpoint({"model": {}}, "best")
+    for name in ("last", "previous"):
+        folder.checkpoint(name).write_bytes(b"damaged")
+    assert folder.newest() is None and len(told) == 2
+    assert all(line.endswith("; the run begins anew") for line in told)
+    told.clear()
+    folder.drop_after(22)
+    assert len(told) == 1 and told[0].endswith("; the run goes on without it")
+    folder.drop_after(22)
+    assert len(told) == 1
+
+
+def test_what_was_changed_in_the_metrics_is_restored_from_the_checkpoint(folder, told):
+    for step in (1, 2, 3):
+        folder.append_row(row(step))
+    file = folder.path / "metrics.csv"
+    whole = file.read_text()
+    two = "".join(whole.splitlines(keepends=True)[:3])
+    folder.drop_after(2, two)  # the row of 3 was written, and its checkpoint was not
+    assert file.read_text() == two and not told
+    changes = (None, two[: len(two) // 2], two[:-1], two.replace("0.3", "0.4"), "x\ny\n", "\x00")
+    for change in changes:
+        file.unlink() if change is None else file.write_text(change)
+        folder.drop_after(2, two)
+        assert file.read_text() == two
+        assert told == [f"{file} is not what was written: it is restored"]
+        told.clear()
 
 
 def test_text_that_cannot_be_written_leaves_the_old_file(tmp_path):

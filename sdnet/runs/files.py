@@ -1,0 +1,137 @@
+"""Files that are whole or not there, and checkpoints that say whether they are what was written.
+
+A file is written beside its place, flushed to the disk and renamed. A checkpoint is one of torch's
+files with a digest of itself behind it, which torch passes over.
+"""
+
+import hashlib
+import os
+import pickle
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+DIGEST = b"sdnet/blake2b:"  # before the digest, at the end of a checkpoint
+SIZE = 32  # bytes of a digest
+
+
+class Damaged(Exception):
+    """A checkpoint that is not what was written there; the text says why."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the place of `path` once it is whole; an error leaves none."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except Exception:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a new name in a folder last; some systems cannot."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file as `replacing` does."""
+    content = text.encode("utf-8")
+    with replacing(path) as file:
+        file.write(content)
+
+
+class _Digesting:
+    """A file for torch.save that knows the digest of what was written."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest = file, hashlib.blake2b(digest_size=SIZE)
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save_checkpoint(path: Path, state: dict[str, Any], previous: Path | None = None) -> None:
+    """Writes a state of tensors and plain values, with its digest.
+
+    Args:
+        previous: where the file that stood there so far is kept.
+    """
+    import torch
+
+    with replacing(path) as file:
+        digesting = _Digesting(file)
+        torch.save(state, digesting)
+        file.write(DIGEST + digesting.digest.digest())
+        if previous is not None and path.exists():
+            _keep(path, previous)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """A second name for a file, which keeps its own until another one takes it."""
+    previous.unlink(missing_ok=True)
+    try:
+        os.link(path, previous)
+    except OSError:  # a file system without hard links
+        os.replace(path, previous)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The state in a file, on the CPU; None where there is no file.
+
+    Raises:
+        Damaged: what is there is not what was written, or holds more than tensors and plain values.
+    """
+    import torch
+
+    if not path.exists():
+        return None
+    if not path.is_file():
+        raise Damaged("it is no file")
+    check_digest(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise Damaged("it holds something else than tensors and plain values") from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise Damaged("it is no whole checkpoint") from error
+
+
+def check_digest(path: Path) -> None:
+    """Raises Damaged where a file's digest is not its own; one without any passes."""
+    end = len(DIGEST) + SIZE
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < end:
+            raise Damaged(f"it has {size} bytes")
+        file.seek(size - end)
+        mark = file.read(len(DIGEST))
+        stored = file.read(SIZE)
+        if mark != DIGEST:
+            return  # written by an earlier version, or by somebody else
+        file.seek(0)
+        digest, left = hashlib.blake2b(digest_size=SIZE), size - end
+        while left:
+            block = file.read(min(left, 1 << 20))
+            digest.update(block)
+            left -= len(block)
+    if digest.digest() != stored:
+        raise Damaged("its checksum is not that of its content")
