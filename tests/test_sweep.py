@@ -156,14 +156,13 @@ def test_a_failing_run_stops_nothing(train, tmp_path):
     (tmp_path / "away").rename(images)
     (bad / "checkpoints").mkdir()
     (bad / "checkpoints" / "last.pt").write_text("damaged")
-    assert train(*sweep, "retry_failed=true").returncode == 1
-    assert summary(bad)["status"] == "failed" and "weights_only" in summary(bad)["reason"]
-    (bad / "checkpoints" / "last.pt").unlink()
     left = train(*sweep)
     assert left.returncode == 1 and "retry_failed=true" in left.stdout
     assert summary(bad)["status"] == "failed"
     retried = train(*sweep, "retry_failed=true")
     assert retried.returncode == 0, retried.stderr
+    assert "last.pt is damaged (it has 7 bytes)" in retried.stdout
+    assert "is now last.pt.damaged; the run begins anew" in retried.stdout
     assert summary(bad)["status"] == "completed" and "reason" not in summary(bad)
 
 

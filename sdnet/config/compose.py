@@ -18,7 +18,7 @@ from sdnet import processes
 from sdnet.config.errors import ConfigError, explain
 from sdnet.config.values import check
 from sdnet.runs.folder import RunFolder
-from sdnet.runs.identity import NOT_RESULT, canonical, run_name
+from sdnet.runs.identity import NOT_RESULT, canonical, determines_result, run_name
 
 
 def register_resolvers() -> None:
@@ -105,11 +105,13 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not folder.holds_run():
         raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
     stored = folder.config()
-    if unknown := sorted(set(config["trainer"]) - set(stored["trainer"])):
-        raise ConfigError(
-            f"resume={folder.path} was begun by an earlier version of sdnet: its configuration has "
-            f"no trainer.{unknown[0]}; start a new run"
-        )
+    for name in sorted(set(config["trainer"]) - set(stored["trainer"])):
+        if determines_result(f"trainer.{name}"):
+            raise ConfigError(
+                f"resume={folder.path} was begun by an earlier version of sdnet: its configuration "
+                f"has no trainer.{name}; start a new run"
+            )
+        stored["trainer"][name] = config["trainer"][name]
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         key = key.partition("@")[0]

@@ -74,6 +74,8 @@ CHECKS = {
     "trainer.sync_batchnorm": _BOOLEAN,
     "trainer.eval_every": _whole(1),
     "trainer.eval_unit": _one_of("epoch", "step"),
+    "trainer.checkpoint_every": _optional(_number(0, above=True)),
+    "trainer.checkpoint_unit": _one_of("minute", "step"),
     "trainer.log_every": _whole(1),
     "trainer.device": _DEVICE,
     "trainer.precision": _one_of("fp32", "tf32", "bf16"),

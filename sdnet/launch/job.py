@@ -60,7 +60,7 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
     from sdnet.launch.provenance import to_continue
     from sdnet.listeners import console as consoles
     from sdnet.training import distributed
-    from sdnet.training.trainer import Interrupted
+    from sdnet.training.counters import Interrupted
 
     run = RunFolder(config["resume"] or folder)
     console = consoles.set_up(number(run))

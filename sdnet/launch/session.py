@@ -5,23 +5,23 @@ import signal
 import uuid
 from collections.abc import Callable
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from sdnet.config.errors import Busy, ConfigError, RunError
 from sdnet.launch import build
+from sdnet.launch.ending import figures_of, is_the_machines, log_file, put_on_record, told
 from sdnet.launch.progress import place
 from sdnet.launch.provenance import note_device, origin, to_continue, warn_of_changed_code
 from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.lock import Lock, Locked
-from sdnet.models.schedules import mean_survival, survival_of
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import run_name
+from sdnet.training.counters import Diverged, Interrupted
 from sdnet.training.distributed import ALONE, Lost, World
-from sdnet.training.trainer import Diverged, Interrupted, Listener, Trainer
+from sdnet.training.trainer import Listener, Trainer
 
 log = logging.getLogger("sdnet")
 
@@ -134,18 +134,23 @@ def train(
         RunError: the run failed or diverged, now or before.
         Interrupted: asked to stop by Ctrl-C or SIGTERM; the state is saved.
     """
-    run.path.mkdir(parents=True, exist_ok=True)
     lock = run.lock()
     try:
+        run.path.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Locked as error:
         raise Busy(f"{run.path} {error}") from error
+    except OSError as error:
+        raise RunError(f"{run.path} cannot be worked in: {error}") from error
     with closing(lock):
         summary = finished(run, config)
         if summary is not None:  # another process was faster
             return summary
-        begin(run, config)
-        with _log_file(run), ConsoleListener(console) as shown:
+        try:
+            begin(run, config)
+        except OSError as error:
+            raise RunError(f"{run.path} cannot be worked in: {error}") from error
+        with log_file(run), ConsoleListener(console) as shown:
             summary = _train(make_trainer, run, config, wandb_mode, Guard(lock, run), shown, world)
             for line in result_lines(config, summary, str(run.path)):
                 log.info(line)
@@ -189,6 +194,9 @@ def _train(
         status, reason = "failed", f"{type(error).__name__}: {error}"
         if isinstance(error, Diverged):
             status, reason = "diverged", str(error)
+        elif is_the_machines(error, run):
+            status, reason = "interrupted", str(error)
+            again = f"; to continue: {to_continue(run)}"
         elif isinstance(error, Lost):  # killed, if it could not say why
             found = world.error_elsewhere()
             status, reason = ("failed", found) if found else ("interrupted", str(error))
@@ -200,12 +208,14 @@ def _train(
         figures = []
         if status is not None:
             # first: nothing that follows may cost the result
-            summary = run.set_status(status, reason, trainer.result() if trainer else None)
-            with _told("the figures could not be drawn"):
-                figures = _figures(trainer, run, name, summary) if trainer else []
+            summary = put_on_record(run, status, reason, trainer)
+            with told("the figures could not be drawn"):
+                figures = figures_of(trainer, run, name, summary) if trainer else []
         if tracker is not None:
-            with _told("the W&B run could not be ended"):
+            with told("the W&B run could not be ended"):
                 tracker.finish(summary, figures)
+    if summary["status"] != "completed":  # trained to its end, and then its numbers failed
+        raise RunError(f"{run.path} {summary['status']}: {summary['reason']}")
     return summary
 
 
@@ -231,45 +241,6 @@ def follow(config: dict[str, Any], world: World) -> None:
         if not (isinstance(error, Lost) and world.has_ended()):  # then rank 0 had its reason to go
             world.fail(error)
             raise RunError(str(error)) from error
-
-
-@contextmanager
-def _told(what: str):
-    """What goes wrong here is told, and takes nothing away from a result that is written."""
-    try:
-        yield
-    except Exception as error:
-        log.warning("%s: %s: %s", what, type(error).__name__, error)
-        log.debug(what, exc_info=True)
-
-
-def _figures(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, Any]) -> list[Path]:
-    """Draws survival.png and, once there is a row, curves.png."""
-    from sdnet.analysis import plots
-
-    paths = [run.figures / "survival.png"]
-    schedule, blocks = trainer.schedule, trainer.stage_blocks
-    ends = [survival_of(schedule, blocks, progress) for progress in (0.0, 1.0)]
-    changing = ends if ends[0] != ends[1] else []
-    plots.plot_survival(mean_survival(schedule, blocks), blocks, name, paths[0], changing)
-    rows = run.rows()
-    if rows:
-        paths.append(run.figures / "curves.png")
-        plots.plot_curves(rows, summary["best_epoch"], name, paths[1])
-    return paths
-
-
-@contextmanager
-def _log_file(run: RunFolder):
-    """Sends what is logged in the project to train.log as well."""
-    handler = logging.FileHandler(run.path / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        handler.close()
 
 
 @contextmanager

@@ -47,8 +47,12 @@ def run_grid(config: DictConfig, task: TaskFunction, context: HydraContext) -> N
             return
         announce(points)
         remember_runs([point.name for point in points])
-        left = [point for point in points if point.is_left()]
-        failed = launch(config, left, task, context) if left else 0
+        failed, tried = 0, set()
+        while left := [p for p in points if p.is_left() and p.name not in tried]:
+            tried |= {point.name for point in left}
+            failed |= launch(config, left, task, context)
+            for point in points:  # another process may have left one since
+                point.state = point.run.state()
         console = consoles.set_up()  # the launcher configured logging anew
         failed |= conclude([point.run for point in points], console, config.wandb.mode)
     _end(failed)

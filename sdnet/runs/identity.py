@@ -19,6 +19,8 @@ NOT_RESULT = (
     "trainer.threads",
     "trainer.workers",
     "trainer.log_every",
+    "trainer.checkpoint_every",
+    "trainer.checkpoint_unit",
     "trainer.checkpoint_blocks",
     "trainer.compile",
     "trainer.fused",

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,39 +17,13 @@ from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_surviv
 from sdnet.models.schedules import mean_survival, survival_of
 from sdnet.runs.folder import RunFolder, select
 from sdnet.training import device as devices
+from sdnet.training.counters import Counters, Diverged, Interrupted
 from sdnet.training.distributed import ALONE, World
+from sdnet.training.divergence import first_not_finite
 from sdnet.training.evaluation import Evaluation, evaluate
 from sdnet.training.optim import factor_of, set_rate, zero_skipped
 
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
-
-
-class Diverged(Exception):
-    """The training loss is no longer a finite number."""
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, by the signal of that number if any, and its state is saved."""
-
-    def __init__(self, message: str, number: int = 0):
-        super().__init__(message)
-        self.number = number
-
-
-@dataclass
-class Counters:
-    """What a run has done so far; kept in its checkpoints."""
-
-    step: int = 0
-    active: int = 0  # blocks that were active, summed over all steps
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    other_seconds: float = 0.0  # processor time that other processes took meanwhile
-    # since the last evaluation:
-    images: int = 0
-    interval_steps: int = 0
-    interval_active: int = 0
-    interval_seconds: float = 0.0
 
 
 class Trainer:
@@ -101,10 +75,12 @@ class Trainer:
         self.load = devices.OtherLoad()
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
         self.lr = 0.0
+        self.part: Tensor | None = None  # the images of the last forward pass
         self.survival: list[float] | None = None  # that the blocks have by now
         self.stop_requested = False
         self.stop_signal = 0  # that asked for it, if any
         self.save_requested = False
+        self.saved = 0.0  # when, by the monotonic clock
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -116,6 +92,7 @@ class Trainer:
             Diverged: the loss is not finite.
         """
         self.model.train()
+        self.saved = time.monotonic()
         self.load.start()
         for listener in self.listeners:
             listener.on_start(self)
@@ -129,7 +106,8 @@ class Trainer:
                 for listener in self.listeners:
                     listener.on_step(self)
                 stop, number = self.world.agree(self.stop_requested, self.stop_signal)
-                if due or stop or step % CHECK_EVERY == 0:
+                save = self.save_is_due()
+                if due or stop or save or step % CHECK_EVERY == 0:
                     self.check_finite()  # waits for the device
                 now = time.perf_counter()
                 self.counters.interval_seconds += now - clock
@@ -138,12 +116,24 @@ class Trainer:
                     self.record()
                     clock = time.perf_counter()
                 stop = stop and step < self.total_steps
-                if (stop or self.save_requested) and self.world.is_main:
-                    self.run.save_checkpoint(self.state())
-                    self.save_requested = False
+                if (stop or save) and not due:
+                    self.save()
                 if stop:
                     message = f"stopped after step {step} of {self.total_steps}"
                     raise Interrupted(message, number)
+
+    def save_is_due(self) -> bool:
+        """Whether a state is to be saved now, besides those of the evaluations."""
+        every = self.settings["checkpoint_every"] or math.inf
+        if self.settings["checkpoint_unit"] == "step":
+            return self.save_requested or self.counters.step % every == 0
+        return self.save_requested or time.monotonic() - self.saved >= 60 * every
+
+    def save(self) -> None:
+        """Writes the last checkpoint, where this process keeps them."""
+        if self.world.is_main:
+            self.run.save_checkpoint(self.state())
+        self.save_requested, self.saved = False, time.monotonic()
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of stochastic gradient descent on one mini-batch with one draw of gates.
@@ -164,6 +154,9 @@ class Trainer:
         sums = [self.backward(*part, size) for part in parts]
         step_sums = torch.stack(sums).sum(0)
         world.reduce(self.model, step_sums)
+        loss = step_sums[0].item() if self.device.type == "cpu" else 0.0  # others: every 50 steps
+        if not math.isfinite(loss):
+            raise self.diverged(loss, counters.step + 1)
         if self.skipped_update == "decay":
             zero_skipped(self.optimizer)
         self.optimizer.step()
@@ -205,6 +198,7 @@ class Trainer:
     def backward(self, images: Tensor, labels: Tensor, gates: Tensor, size: int) -> Tensor:
         """Adds a part's share of the gradient; returns its loss, summed, and its wrong answers."""
         set_gates(self.model, gates)
+        self.part = images
         with devices.autocast(self.device, self.settings["precision"]):
             logits = self.model(images)
         loss = F.cross_entropy(logits.float(), labels)
@@ -216,7 +210,13 @@ class Trainer:
     def check_finite(self) -> None:
         loss = self.sums[0].item()
         if not math.isfinite(loss):
-            raise Diverged(f"the training loss is {loss} at step {self.counters.step}")
+            raise self.diverged(loss, self.counters.step)
+
+    def diverged(self, loss: float, step: int, kind: str = "training") -> Diverged:
+        """Says where: the step, the rate, and the first block whose numbers are not finite."""
+        where = f"epoch {step / self.steps_per_epoch:.2f}, learning rate {self.lr:.3g}"
+        found = first_not_finite(self.model, self.part, self.settings["precision"])
+        return Diverged(f"the {kind} loss is {loss} at step {step} ({where}): {found}")
 
     def training_loss_and_error(self) -> tuple[float, float]:
         """Mean loss and error in percent since the last evaluation, while the weights moved."""
@@ -236,6 +236,8 @@ class Trainer:
                 precision = self.settings["precision"]
                 found = evaluate(self.model, self.loaders[part], precision, self.world.sum)
                 numbers = found._asdict()
+            if math.isnan(numbers["loss"] or 0.0):  # weights, since the last step
+                raise self.diverged(numbers["loss"], counters.step, part)
             results |= {f"{prefix}_{name}": value for name, value in numbers.items()}
         counters.eval_seconds += time.perf_counter() - start
         counters.other_seconds += self.load.start()
@@ -256,7 +258,8 @@ class Trainer:
         self.sums.zero_()
         if self.world.is_main:
             self.run.append_row(row)
-            self.run.save_checkpoint(self.state())
+        self.save()
+        if self.world.is_main:
             self.save_best()
         for listener in self.listeners:
             listener.on_row(self, row)

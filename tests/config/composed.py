@@ -12,6 +12,7 @@ NOT_RESULT = {
     *("name", "show", "resume", "retry_failed", "model.name", "schedule.name"),
     *("wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags"),
     *("dataset.root", "dataset.download", "trainer.device", "trainer.threads", "trainer.workers"),
+    *("trainer.checkpoint_every", "trainer.checkpoint_unit"),
     *("trainer.log_every", "trainer.checkpoint_blocks", "trainer.compile", "trainer.fused"),
 }
 

@@ -114,6 +114,8 @@ def test_what_does_not_determine_the_result_is_taken_from_the_command_when_resum
         "trainer.threads": 3,
         "trainer.workers": 0,
         "trainer.log_every": 7,
+        "trainer.checkpoint_every": 3,
+        "trainer.checkpoint_unit": "step",
         "trainer.checkpoint_blocks": 2,
         "trainer.compile": "branches",
         "trainer.fused": True,
@@ -145,12 +147,17 @@ def test_what_cannot_be_resumed_says_why(tmp_path, every_member):
     with pytest.raises(ConfigError, match=message):
         compose.resumed(config, [])
     earlier = copy.deepcopy(every_member[0])
-    del earlier["trainer"]["fused"], earlier["trainer"]["workers"]
+    del earlier["trainer"]["fused"], earlier["trainer"]["accumulate"]
     folder = RunFolder(tmp_path)
     folder.create(earlier, {})
-    message = "was begun by an earlier version of sdnet: its configuration has no trainer.fused; "
+    message = "was begun by an earlier version of sdnet: its configuration has no trainer.accum"
     with pytest.raises(ConfigError, match=re.escape(f"resume={tmp_path} {message}")):
         compose.resumed(config, [])
+    (folder.path / "config.yaml").unlink()
+    without = copy.deepcopy(config) | {"resume": None}
+    del without["trainer"]["fused"]  # what changes no result is taken as it is now
+    folder.create(without, {})
+    assert compose.resumed(config, [])["trainer"] == config["trainer"]
     (folder.path / "config.yaml").unlink()
     folder.create(every_member[0] | {"model": {"_target_": "os.system"}}, {})
     with pytest.raises(ConfigError, match=r"model\._target_=os\.system is not allowed"):

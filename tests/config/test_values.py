@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 
@@ -60,6 +61,12 @@ VALUES = {  # accepted, refused, what the message says of them
     "trainer.sync_batchnorm": BOOLEAN,
     "trainer.eval_every": POSITIVE,
     "trainer.eval_unit": (["epoch", "step"], ["epochs", "", None], "one of epoch, step"),
+    "trainer.checkpoint_every": (
+        [None, 1, 0.5],
+        [0, -1, True, "1", math.inf],
+        "a number above 0, or null",
+    ),
+    "trainer.checkpoint_unit": (["minute", "step"], ["minutes", "", None], "one of minute, step"),
     "trainer.log_every": POSITIVE,
     "trainer.device": (
         ["auto", "cpu", "cuda", "cuda:0", "cuda:12"],

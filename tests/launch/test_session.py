@@ -1,4 +1,5 @@
 import copy
+import errno
 import io
 import json
 import logging
@@ -18,14 +19,14 @@ from rich.console import Console
 
 from sdnet.config import compose
 from sdnet.config.errors import Busy, ConfigError, RunError
-from sdnet.launch import build, session
+from sdnet.launch import build, ending, session
 from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import result_lines
 from sdnet.runs.folder import COLUMNS, RunFolder
 from sdnet.runs.identity import identity, run_name
 from sdnet.training import distributed
+from sdnet.training.counters import Interrupted
 from sdnet.training.distributed import ALONE, Lost, World
-from sdnet.training.trainer import Interrupted
 from tests.conftest import ROOT
 
 SMALL = ["model.depth=8", "dataset.size=8", "dataset.validation=1300", "wandb.mode=disabled"]
@@ -137,7 +138,7 @@ def said():
 
 @pytest.fixture
 def no_figures(monkeypatch):
-    monkeypatch.setattr(session, "_figures", lambda *arguments: [])
+    monkeypatch.setattr(session, "figures_of", lambda *arguments: [])
 
 
 def train(run, config, change=None, mode="disabled", world=ALONE):
@@ -200,7 +201,8 @@ def test_a_completed_run_has_its_result_its_figures_and_its_log(completed, confi
     assert summary["identity"] == identity(configuration) and summary["steps"] == 6
     assert len(folder.rows()) == 2
     assert names(folder) == BEGUN | {
-        *("metrics.csv", "checkpoints/last.pt", "checkpoints/best.pt"),
+        *("metrics.csv", "checkpoints/best.pt"),
+        *("checkpoints/last.pt", "checkpoints/previous.pt"),
         *("figures/survival.png", "figures/curves.png"),
     }
     assert not (folder.path / "lock").exists()
@@ -232,6 +234,13 @@ def test_a_completed_run_is_left_alone_and_told_again_to_who_resumes_it(complete
     assert files(folder) == before
 
 
+def raised_by(error):
+    def change(trainer):
+        raise error
+
+    return change
+
+
 def test_an_interrupted_run_says_where_and_goes_on_to_the_same_result(
     completed, config, folder, no_figures
 ):
@@ -251,9 +260,8 @@ def test_an_interrupted_run_says_where_and_goes_on_to_the_same_result(
     assert not (folder.path / "lock").exists()
 
     saved = folder.checkpoint().read_bytes()
-    folder.checkpoint().write_bytes(b"damaged")
     with pytest.raises(RunError, match=" failed: "):
-        train(folder, config)
+        train(folder, config, raised_by(ValueError()))
     known = {k: v for k, v in summary.items() if k not in ("status", "reason")}
     assert known.items() <= folder.summary().items()  # what was measured is not forgotten
     folder.checkpoint().write_bytes(saved)
@@ -277,13 +285,6 @@ def test_an_interrupted_run_says_where_and_goes_on_to_the_same_result(
     folder.set_status("interrupted", "by hand")
     train(folder, config)
     assert len(folder.provenance()["resumed"]) == 2
-
-
-def raised_by(error):
-    def change(trainer):
-        raise error
-
-    return change
 
 
 STORE = dist.HashStore()
@@ -337,7 +338,8 @@ def test_a_diverged_run_begins_anew_and_a_failed_one_goes_on(config, folder, no_
 
     with pytest.raises(RunError) as raised:
         train(folder, config, at_step(5, diverge))
-    reason = "the training loss is nan at step 6"
+    where = "(epoch 2.00, learning rate 0.01): its outputs and gradients are finite"
+    reason = f"the training loss is nan at step 6 {where}"
     assert str(raised.value) == f"{folder.path} diverged: {reason}"
     summary = folder.summary()
     assert (summary["status"], summary["reason"]) == ("diverged", reason)
@@ -481,7 +483,7 @@ def test_nothing_that_follows_the_result_may_cost_it(config, folder, monkeypatch
         assert folder.summary()["status"] == "completed"
         raise ZeroDivisionError("no font")
 
-    monkeypatch.setattr(session, "_figures", broken)
+    monkeypatch.setattr(session, "figures_of", broken)
     monkeypatch.setattr(stub, "finish", lambda exit_code: 1 / 0, raising=False)
     summary = train(folder, config, mode="offline")
     assert summary == folder.summary() and summary["status"] == "completed"
@@ -498,17 +500,17 @@ def test_figures_are_drawn_of_what_is_there(config, folder, monkeypatch):
     monkeypatch.setattr(plots, "plot_curves", lambda *args: drawn.append(args))
     folder.create(config, {})
     trainer = build.build_trainer(config, folder)
-    (survival,) = session._figures(trainer, folder, "title", {"best_epoch": None})
+    (survival,) = ending.figures_of(trainer, folder, "title", {"best_epoch": None})
     assert survival == folder.path / "figures" / "survival.png"
     expected = ([pytest.approx(p) for p in (5 / 6, 4 / 6, 0.5)], (1, 1, 1), "title", survival, [])
     assert [(list(s), tuple(b), *more) for s, b, *more in drawn] == [expected]
     for epoch in (1.0, 2.0):
         folder.append_row(dict.fromkeys(COLUMNS, 1.0) | {"epoch": epoch})
-    paths = session._figures(trainer, folder, "title", {"best_epoch": 1.0})
+    paths = ending.figures_of(trainer, folder, "title", {"best_epoch": 1.0})
     assert paths == [survival, folder.path / "figures" / "curves.png"]
     assert drawn[2] == (folder.rows(), 1.0, "title", paths[1])
     trainer.schedule = lambda blocks, progress=1.0: [1.0 - progress / 2] * 3
-    session._figures(trainer, folder, "title", {"best_epoch": 1.0})
+    ending.figures_of(trainer, folder, "title", {"best_epoch": 1.0})
     assert drawn[3][0] == [pytest.approx(0.75)] * 3 and drawn[3][4] == [[1.0] * 3, [0.5] * 3]
 
 
@@ -556,3 +558,48 @@ def test_a_process_that_follows_does_nothing_where_there_is_nothing_to_do(config
     store.set(distributed.ENDED, "1")
     assert work(config, folder, in_sweep=False, world=World(1, 2, 1, store)) is None
     assert not folder.path.exists()
+
+
+def full_after(monkeypatch, count):
+    """A disk that takes `count` more files."""
+    replace, left = os.replace, iter(range(count))
+
+    def replacing(*paths):
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device", str(paths[0]))
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", replacing)
+
+
+@pytest.mark.parametrize("count", [0, 2, 3, 5, 8, 11])
+def test_a_full_disk_is_one_message_and_with_room_the_same_command_goes_on(
+    config, folder, no_figures, said, monkeypatch, count
+):
+    with monkeypatch.context() as patch, pytest.raises(RunError) as raised:
+        full_after(patch, count)
+        train(folder, config)
+        raise RunError("no room was needed")
+    if str(raised.value) != "no room was needed":
+        line = str(raised.value)
+        how = "interrupted" if "interrupted" in line else "cannot be worked in"
+        assert line.startswith(f"{folder.path} {how}: [Errno 28] No space left on device")
+        assert "\n" not in line and not list(folder.path.rglob("*.tmp"))
+        if how == "interrupted":
+            assert "; to continue: " in line
+            status = f"{folder.path} is interrupted, which could not be written"
+            assert any(text.startswith(status) for text in said)
+    assert folder.ended() in ("new", "interrupted", "completed")
+    assert not (folder.path / "lock").exists()
+    assert train(folder, config)["status"] == "completed"
+    assert len(folder.rows()) == 2 and folder.newest()["counters"]["step"] == 6
+
+
+def test_numbers_that_cannot_be_gathered_leave_a_status(config, folder, no_figures, said):
+    def change(trainer):
+        trainer.result = lambda: 1 / 0
+
+    with pytest.raises(RunError, match=r" failed: its numbers could not be gathered$"):
+        train(folder, config, change)
+    assert folder.summary()["status"] == "failed" and folder.ended() == "failed"
+    assert "the run's numbers could not be gathered: ZeroDivisionError: division by zero" in said

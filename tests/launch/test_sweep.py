@@ -253,6 +253,25 @@ def test_a_sweep_runs_what_is_left_and_concludes_all_of_it(wired):
     assert [step[0] for step in wired.steps] == ["check", "announce", "conclude"]
 
 
+def test_what_another_process_leaves_meanwhile_is_taken_over_once(wired, points, monkeypatch):
+    theirs, ours, failing = points("x", "running"), points("y", "new"), points("z", "new")
+    theirs.state = "running"  # as long as the other process lives
+    wired.points = [theirs, ours, failing]
+    launched, launch = [], sweep.launch
+
+    def ending(config, left, *more):
+        launched.append([point.name for point in left])
+        theirs.run.set_status("interrupted")
+        if not ours.run.holds_run():
+            ours.run.create(ours.config, {})
+            ours.run.set_status("completed")
+        return launch(config, left, *more)
+
+    monkeypatch.setattr(sweep, "launch", ending)
+    wired.grid()
+    assert launched == [["y", "z"], ["x"]]  # and none of its own again
+
+
 def test_a_sweep_that_is_shown_is_not_run(wired):
     wired.grid(show=True)
     wired.search(show=True)

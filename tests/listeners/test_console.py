@@ -11,7 +11,7 @@ from rich.console import Console
 
 from sdnet import processes
 from sdnet.listeners import console as consoles
-from sdnet.training.trainer import Counters
+from sdnet.training.counters import Counters
 
 ROW = {
     "epoch": 1.5,

@@ -15,7 +15,7 @@ import wandb
 from PIL import Image
 
 from sdnet.listeners import wandb as tracking
-from sdnet.training.trainer import Counters
+from sdnet.training.counters import Counters
 
 SETTINGS = {
     "mode": "auto",

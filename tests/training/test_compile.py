@@ -16,7 +16,7 @@ from sdnet.models.compile import compile_branches
 from sdnet.models.gates import Gated
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import identity
-from sdnet.training.trainer import Interrupted
+from sdnet.training.counters import Interrupted
 from tests.config.composed import composed
 from tests.training.test_trainer import StopAfter
 

@@ -8,8 +8,9 @@ import torch
 
 from sdnet.runs.folder import COLUMNS
 from sdnet.training import trainer as training
+from sdnet.training.counters import Diverged, Interrupted
 from sdnet.training.evaluation import Evaluation
-from sdnet.training.trainer import Diverged, Interrupted, Listener
+from sdnet.training.trainer import Listener
 
 
 class Notes(Listener):
@@ -352,9 +353,25 @@ def test_a_loss_that_is_not_finite_is_found_every_50_steps_and_before_anything_i
         trainer.stop_requested = trainer.counters.step == stop
 
     trainer.train_step = step
-    with pytest.raises(Diverged, match=f"^the training loss is {loss} at step {found}$"):
+    with pytest.raises(Diverged, match=f"^the training loss is {loss} at step {found} "):
         trainer.fit()
     assert trainer.run.rows() == [] and trainer.run.load_checkpoint() is None
+
+
+@pytest.mark.parametrize("unit, every", [("step", 2), ("minute", 2)])
+def test_states_are_saved_every_so_many_steps_or_minutes_besides_evaluations(
+    small, monkeypatch, unit, every
+):
+    setting = [f"trainer.checkpoint_unit={unit}", f"trainer.checkpoint_every={every}"]
+    trainer = small("trainer.eval_every=2", "trainer.epochs=4", *setting)
+    stub_evaluation(monkeypatch, trainer, [1, 1], [1, 1])
+    saved = []
+    clock = SimpleNamespace(monotonic=lambda: 60.0 * trainer.counters.step, perf_counter=float)
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(trainer.run, "save_checkpoint", lambda state: saved.append(state))
+    monkeypatch.setattr(trainer, "record", trainer.save)
+    trainer.fit()
+    assert [state["counters"]["step"] for state in saved] == [2, 4, 6, 8, 10, 12]
 
 
 def test_a_stop_or_a_save_that_is_asked_for_is_done_after_the_step(small, monkeypatch):

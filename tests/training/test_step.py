@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from sdnet import set_gates
+from sdnet.training.counters import Interrupted
 from sdnet.training.distributed import World
-from sdnet.training.trainer import Interrupted
 
 
 @dataclass

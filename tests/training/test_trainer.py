@@ -7,7 +7,8 @@ from sdnet.config import values
 from sdnet.config.errors import ConfigError
 from sdnet.launch.build import build_trainer, check_batches
 from sdnet.runs.folder import RunFolder
-from sdnet.training.trainer import Diverged, Interrupted, Listener
+from sdnet.training.counters import Diverged, Interrupted
+from sdnet.training.trainer import Listener
 from tests.config.composed import composed
 from tests.training.steps import with_group_norm
 
