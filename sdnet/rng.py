@@ -6,6 +6,7 @@ and drawing more for one purpose never shifts another.
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ import torch
 
 
 def _digest(seed: int, key: tuple, size: int) -> int:
-    text = json.dumps([seed, *key]).encode()
+    text = json.dumps([seed, *key], default=operator.index).encode()  # whole numbers of any kind
     return int.from_bytes(hashlib.blake2b(text, digest_size=size).digest(), "little")
 
 

@@ -19,6 +19,14 @@ def test_a_key_always_draws_the_same_numbers():
         assert torch.equal(drawn, torch.rand(4, generator=own))
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor, np.array], ids=str)
+def test_whole_numbers_of_any_library_are_the_same_key(kind):
+    same = rng.generator(kind(3), "gates", kind(2)).random(4)
+    assert (same == rng.generator(3, "gates", 2).random(4)).all()
+    with pytest.raises(TypeError):
+        rng.generator(kind(3), "gates", 2.5j)
+
+
 def test_every_part_of_a_key_counts():
     keys = [(0, "a", 1), (1, "a", 1), (0, "b", 1), (0, "a", 2), (0, "a", 1, 1), (0, "a"), (0, "a1")]
     numbers = [rng.generator(*key).random() for key in keys]

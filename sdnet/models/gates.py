@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sdnet import rng
-from sdnet.models.checks import check_choice, check_survival
+from sdnet.models.checks import check_choice, check_count, check_survival
 
 GRANULARITIES = ("batch", "sample", "subset")
 RESCALES = ("eval", "train", "none")
@@ -141,7 +141,8 @@ class GateSampler:
             batch_size: rows N of the mini-batch; or those of the parts in which it is computed,
                 each of which then has its exact number of open `subset` gates.
         """
-        sizes = [batch_size] if isinstance(batch_size, int) else batch_size
+        given = batch_size if isinstance(batch_size, Sequence) else [batch_size]
+        sizes = [check_count("batch_size", rows) for rows in given]
         shape = (len(self.modules), 1 if self.granularity == "batch" else sum(sizes))
         uniform = rng.generator(self.seed, "gates", step).random(shape)
         survival = [module.survival for module in self.modules]

@@ -1,6 +1,8 @@
 from copy import deepcopy
+from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -127,6 +129,23 @@ def test_pre_activation_has_a_convolution_stem_a_final_norm_and_bare_projections
     }
     downsample = {"layer2.0.downsample.0.weight", "layer3.0.downsample.0.weight"}
     assert {n for n in names if "downsample" in n} == downsample
+
+
+@pytest.mark.parametrize("kind", [np.int64, torch.tensor, np.array], ids=str)
+def test_numbers_of_any_library_make_the_same_network(kind):
+    depth, classes, channels = kind(8), kind(7), kind(2)
+    model = resnet_cifar(depth, num_classes=classes, in_channels=channels, schedule=Uniform(0.5))
+    plain = resnet_cifar(8, num_classes=7, in_channels=2, schedule=Uniform(0.5))
+    assert repr(model) == repr(plain)
+    numbers = (model.fc.out_features, model.conv1.in_channels, model.blocks[0].survival)
+    assert [type(number) for number in numbers] == [int, int, float]
+    gates = GateSampler(model, kind(3)).draw(kind(5), kind(4))
+    assert torch.equal(gates, GateSampler(plain, 3).draw(5, 4))
+    assert resnet_imagenet(kind(18)).fc.out_features == 1000
+    stage = make_stage(BasicBlock, 4, 4, 2, drop_rates=[kind(0), Fraction(1, 4)])
+    assert [block.survival for block in stage] == [1.0, 0.75]
+    with pytest.raises(ValueError, match=r"batch_size must be whole .* got 2\.5"):
+        GateSampler(model, 3).draw(5, 2.5)
 
 
 @pytest.mark.parametrize("depth", [2, 0, -4, 19, 111, 20.0, "20", True])
