@@ -74,7 +74,7 @@ def test_a_run_leaves_its_folder_and_says_its_result(finished):
     files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     assert {f for f in files if not f.startswith("wandb/")} == {
         *("metrics.csv", "summary.json", "config.yaml", "provenance.json", "train.log"),
-        *("checkpoints/last.pt", "checkpoints/best.pt"),
+        *("checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/best.pt"),
         *("figures/survival.png", "figures/curves.png"),
     }
     summary = read_json(run / "summary.json")
