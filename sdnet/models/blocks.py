@@ -168,12 +168,12 @@ class ResidualBlock(Gated):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, rows = self.branch_weight(x)
-        if rows is not None and not isinstance(weight, Tensor):
+        if rows is not None and isinstance(weight, float):
             branch = self.branch(take_rows(x, rows))
             total = add_rows(self.shortcut(x), branch, rows, weight)
             # A view, which to overwrite would cost copies in the backward pass.
             return total if self.order == "pre" else ACTIVATIONS[self.activation](total)
-        if isinstance(weight, Tensor):
+        if not isinstance(weight, float):
             return self._finish(self.shortcut(x) + self.branch(x) * weight)
         if weight and self._fused():
             x_last, last_bn = self._before_last_norm(x)

@@ -64,12 +64,18 @@ class Gated(nn.Module):
         p = self.survival
         if not self.training:
             return (p if self.rescale == "eval" else 1.0), None
+        if self.gate is None and p == 1.0:
+            return 1.0, None
+        if isinstance(x, torch.fx.Proxy):
+            return one_draw_for_good(x), None  # type: ignore[arg-type]
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            one_draw_for_good(x)
         gate = self._own_gate(x) if self.gate is None else self.gate
         if isinstance(gate, bool):
             return (self._scale(p) if gate else 0.0), None
         _check_rows(gate.of if isinstance(gate, Subset) else len(gate), x)
         if isinstance(gate, Subset):
-            share = len(gate.rows) / gate.of
+            share = len(gate.rows) / gate.of if gate.of else 1.0  # of no rows: all of them
             return (self._scale(share) if share else 0.0), gate.rows if 0 < share < 1 else None
         return (gate.to(x.dtype) * self._scale(p)).view(-1, *[1] * (x.ndim - 1)), None
 
@@ -78,8 +84,6 @@ class Gated(nn.Module):
         return 1.0 / share if self.rescale == "train" else 1.0
 
     def _own_gate(self, x: Tensor) -> bool | Tensor | Subset:
-        if self.survival == 1.0:
-            return True
         if self.granularity == "batch":
             return bool(torch.rand(()) < self.survival)
         if self.granularity == "sample":
@@ -87,8 +91,23 @@ class Gated(nn.Module):
         chosen = torch.randperm(len(x), device=x.device)[: subset_size(len(x), self.survival)]
         return Subset(chosen.sort().values, len(x))
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__}: give it a trace in evaluation "
+            f"mode, torch.jit.script(torch.fx.symbolic_trace(model.eval()))"
+        )
+
     def extra_repr(self) -> str:
         return f"survival={self.survival:.4g}, {self.granularity}, rescale={self.rescale}"
+
+
+@torch.fx.wrap  # so that torch.fx notes the call: feature extractors trace both modes, to use one
+def one_draw_for_good(x: Tensor) -> Tensor:
+    """Stands in a traced network where, in training mode, a gate would be drawn."""
+    raise RuntimeError(
+        "a network in training mode draws its gates anew in every step; traced or exported it "
+        "would keep one draw for good: call .eval() before, and use it in evaluation mode"
+    )
 
 
 def _check_rows(count: int, x: Tensor) -> None:

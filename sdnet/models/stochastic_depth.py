@@ -5,6 +5,7 @@ surviving branches are divided by 1 - p in training (inverted scaling), so evalu
 A mask is applied to the branch after it was computed; `sdnet.models.blocks` skip the computation.
 """
 
+import torch
 from torch import Tensor, nn
 
 from sdnet.models.checks import check_choice, check_drop_rate
@@ -17,6 +18,12 @@ def _check(name: str, p: float, mode: str) -> None:
     check_choice("mode", mode, MODES)
 
 
+def _check_training(training: bool) -> None:
+    if isinstance(training, str):  # torchvision's third argument is the mode
+        raise ValueError(f"training must be a boolean, got {training!r}; give mode by keyword")
+
+
+@torch.fx.wrap  # one call in a traced graph, which draws each time that it is made
 def stochastic_depth(
     x: Tensor, p: float, training: bool = True, mode: str = "row", scale_by_keep: bool = True
 ) -> Tensor:
@@ -37,9 +44,11 @@ def stochastic_depth(
     Raises:
         ValueError: `p` outside [0, 1), an unknown `mode`, or an `x` without dimensions.
     """
-    _check("p", p, mode)
-    if isinstance(training, str):  # torchvision's third argument is the mode
-        raise ValueError(f"training must be a boolean, got {training!r}; give mode by keyword")
+    if torch.jit.is_scripting():  # which has checked the types, and cannot compile those messages
+        assert p >= 0.0 and p < 1.0 and mode in ["row", "batch"]
+    else:
+        _check("p", p, mode)
+        _check_training(training)
     if not training or p == 0.0:
         return x
     if x.ndim == 0:
@@ -58,7 +67,7 @@ class StochasticDepth(nn.Module):
     def __init__(self, p: float = 0.1, mode: str = "row"):
         super().__init__()
         _check("p", p, mode)
-        self.p = p
+        self.p = float(p)
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +83,7 @@ class DropPath(nn.Module):
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True):
         super().__init__()
         _check("drop_prob", drop_prob, "row")
-        self.drop_prob = drop_prob
+        self.drop_prob = float(drop_prob)
         self.scale_by_keep = scale_by_keep
 
     def forward(self, x: Tensor) -> Tensor:

@@ -279,3 +279,16 @@ def test_a_mask_has_the_dimensions_of_its_input(ndim):
     weight, rows = module.branch_weight(torch.ones(2, *[3] * (ndim - 1)))
     assert weight.shape == (2, *[1] * (ndim - 1)) and rows is None
     assert weight.flatten().tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "drawn"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_an_empty_batch_has_no_logits_and_a_gradient_of_zeros(granularity, training, given):
+    model = resnet_cifar(8, schedule=lambda blocks: [0.5] * 3, granularity=granularity)
+    model.train(training)
+    set_gates(model, GateSampler(model, seed=0).draw(0, 0) if given else None)
+    logits = model(torch.randn(0, 3, 8, 8))  # as torchvision's networks
+    logits.sum().backward()
+    assert logits.shape == (0, 10)
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
