@@ -18,7 +18,7 @@ from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.lock import Lock, Locked
 from sdnet.models.schedules import survival_of
-from sdnet.runs.folder import RunFolder
+from sdnet.runs.folder import Damaged, RunFolder
 from sdnet.runs.identity import run_name
 from sdnet.training.distributed import ALONE, Lost, World
 from sdnet.training.trainer import Diverged, Interrupted, Listener, Trainer
@@ -50,6 +50,7 @@ def begin(run: RunFolder, config: dict[str, Any]) -> None:
             run.restart()  # its last checkpoint may hold the seed of it
         run.remove_temporary()
         known = run.provenance()
+        known = {"wandb_id": uuid.uuid4().hex[:8]} | known  # e.g. where it was mended by hand
         run.write_provenance(known | {"resumed": [*known.get("resumed", []), here]})
         run.set_status("running")
     else:
@@ -132,13 +133,14 @@ def train(
         RunError: the run failed or diverged, now or before.
         Interrupted: asked to stop by Ctrl-C or SIGTERM; the state is saved.
     """
-    run.path.mkdir(parents=True, exist_ok=True)
     lock = run.lock()
-    try:
-        lock.acquire()
-    except Locked as error:
-        raise Busy(f"{run.path} {error}") from error
-    with closing(lock):
+    with _there(run):
+        run.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Locked as error:
+            raise Busy(f"{run.path} {error}") from error
+    with _there(run), closing(lock):
         summary = finished(run, config)
         if summary is not None:  # another process was faster
             return summary
@@ -196,14 +198,16 @@ def _train(
         raise RunError(f"{run.path} {status}: {reason}{again}") from error
     finally:
         figures = []
-        if status is not None:
-            # first: nothing that follows may cost the result
-            summary = run.set_status(status, reason, trainer.result() if trainer else None)
-            with _told("the figures could not be drawn"):
-                figures = _figures(trainer, run, name, summary) if trainer else []
-        if tracker is not None:
-            with _told("the W&B run could not be ended"):
-                tracker.finish(summary, figures)
+        try:
+            if status is not None:
+                # first: nothing that follows may cost the result
+                summary = run.set_status(status, reason, trainer.result() if trainer else None)
+                with _told("the figures could not be drawn"):
+                    figures = _figures(trainer, run, name, summary) if trainer else []
+        finally:
+            if tracker is not None:
+                with _told("the W&B run could not be ended"):
+                    tracker.finish(summary, figures)
     return summary
 
 
@@ -229,6 +233,16 @@ def follow(config: dict[str, Any], world: World) -> None:
         if not (isinstance(error, Lost) and world.has_ended()):  # then rank 0 had its reason to go
             world.fail(error)
             raise RunError(str(error)) from error
+
+
+@contextmanager
+def _there(run: RunFolder):
+    """Says in one message that the folder itself failed: read-only, full, moved, or gone."""
+    try:
+        yield
+    except (OSError, Damaged) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{run.path} cannot be written to, or is gone ({why})") from error
 
 
 @contextmanager

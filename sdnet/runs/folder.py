@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,15 @@ import yaml
 
 from sdnet import lock
 from sdnet.runs.identity import identity
+from sdnet.runs.shown import visible
+
+FILES = ("config.yaml", "provenance.json", "metrics.csv", "summary.json", "train.log", "lock")
+FILES += ("checkpoints/last.pt", "checkpoints/best.pt")
+FILES += ("figures/survival.png", "figures/curves.png")
+FOLDERS = ("checkpoints", "figures", "wandb")
+RESULT = ("best_epoch", "test_error", "final_test_error", "train_seconds", "eval_seconds")
+RESULT += ("blocks", "expected_active_blocks", "mean_active_blocks")  # of a completed run, to tell
+MOST_YAML, MOST_JSON = 2**18, 2**22  # bytes that are read: the former takes three seconds
 
 COLUMNS = (
     "epoch",
@@ -62,6 +72,43 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+class Damaged(ValueError):
+    """What a run folder holds is not what a run leaves there."""
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without references, of which a few lines unfold to more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it refers to another part of itself")
+        return super().compose_node(parent, index)
+
+
+class _Unfolded(yaml.SafeDumper):
+    """YAML without references, whatever stands in two places."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _read(path: Path, parse: Callable[[str], Any], most: int) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise ValueError("it is not a file")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"it is larger than {most:,} bytes")
+        found = parse(content.decode())
+        if not isinstance(found, dict):
+            raise ValueError("it holds nothing" if found is None else "it holds no names")
+    except Exception as error:  # parsers raise more than they say
+        why = getattr(error, "strerror", None) or getattr(error, "problem", None) or str(error)
+        raise Damaged(f"{path.name} cannot be read: {visible(' '.join(why.split()))}") from error
+    return found
+
+
 class RunFolder:
     """Reads and writes the files of one run."""
 
@@ -79,34 +126,44 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_provenance(provenance)
         self.write_summary({"status": "running", "identity": identity(config)})
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        text = yaml.dump(config, Dumper=_Unfolded, sort_keys=False)
+        write_atomically(self.path / "config.yaml", text)
 
     def holds_run(self) -> bool:
-        return (self.path / "config.yaml").is_file()
+        return os.path.isfile(self.path / "config.yaml")  # False for a name that cannot be
 
     def check_identity(self, config: dict[str, Any]) -> None:
-        """Raises a ValueError where the folder holds a run of another configuration."""
-        if self.holds_run():
-            wanted = identity(config)
-            try:
-                stored = {identity(self.config()), self.summary()["identity"]}
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                yaml.YAMLError,
-            ) as error:
-                raise ValueError(
-                    f"{self.path} is damaged ({type(error).__name__}: {error}): move it away"
-                ) from error
-            if stored != {wanted}:
-                raise ValueError(
-                    f"{self.path} holds another run: its identity is "
-                    f"{' and '.join(sorted(stored))}, not {wanted}. It is left as it is: move it "
-                    f"away, or give the sweep another name"
-                )
+        """Raises a ValueError where the folder holds a run of another configuration, or damage."""
+        try:
+            self.check_places()
+            if not self.holds_run():
+                return
+            self.provenance()
+            summary = self.summary()
+            if summary["status"] == "completed":
+                for name in (name for name in RESULT if type(summary[name]) not in (int, float)):
+                    raise Damaged(f"summary.json has no number {name}")
+            wanted, stored = identity(config), {identity(self.config()), summary["identity"]}
+        except Exception as error:  # of what stands where nothing like it belongs
+            why = error if isinstance(error, Damaged) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self.path} is damaged ({why}): mend it or move it away") from error
+        if stored != {wanted}:
+            raise ValueError(
+                f"{self.path} holds another run: its identity is "
+                f"{' and '.join(sorted(stored))}, not {wanted}. It is left as it is: move it "
+                f"away, or give the sweep another name"
+            )
+
+    def check_places(self) -> None:
+        """Raises Damaged where what is written into the folder would land elsewhere, or nowhere."""
+        inside = os.path.realpath(self.path)
+        for name in (*FOLDERS, *FILES):
+            place, kind = self.path / name, "folder" if name in FOLDERS else "file"
+            ends = Path(os.path.realpath(place))
+            if place.is_symlink() and not (place.exists() and ends.is_relative_to(inside)):
+                raise Damaged(f"{name} is a link that leads out of it")
+            if place.exists() and not (place.is_dir() if kind == "folder" else place.is_file()):
+                raise Damaged(f"{name} is not a {kind}")
 
     def lock(self) -> lock.Lock:
         return lock.Lock(self.path / "lock")
@@ -144,10 +201,10 @@ class RunFolder:
     # -- plain files ------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return _read(self.path / "config.yaml", lambda text: yaml.load(text, _Plain), MOST_YAML)
 
     def summary(self) -> dict[str, Any]:
-        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        return _read(self.path / "summary.json", json.loads, MOST_JSON)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -166,7 +223,11 @@ class RunFolder:
         return summary
 
     def provenance(self) -> dict[str, Any]:
-        return json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+        found = _read(self.path / "provenance.json", json.loads, MOST_JSON)
+        again = found.get("resumed", [])
+        if not isinstance(again, list) or not all(isinstance(entry, dict) for entry in again):
+            raise Damaged("provenance.json cannot be read: resumed is no list of entries")
+        return found
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         write_atomically(self.path / "provenance.json", json.dumps(provenance, indent=2) + "\n")

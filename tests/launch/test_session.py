@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -373,6 +374,50 @@ def test_a_folder_of_another_run_is_left_alone(completed, config):
         train(folder, config | {"seed": 1})
     assert files(folder) == before
     assert session.finished(RunFolder(folder.path / "new"), config) is None
+
+
+@pytest.mark.parametrize("when", ["begun", "step"])
+@pytest.mark.parametrize("how", ["gone", "moved", "read-only"])
+def test_a_folder_that_fails_is_told_in_one_line_and_keeps_what_it_has(
+    config, folder, no_figures, monkeypatch, when, how
+):
+    def fail(*arguments):
+        monkeypatch.setattr("sdnet.runs.folder.write_atomically", refuse)
+        monkeypatch.setattr("sdnet.lock.Lock.held", refuse)
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    def vanish(*arguments):
+        if how == "moved":
+            folder.path.rename(folder.path.with_name("elsewhere"))
+        else:
+            shutil.rmtree(folder.path)
+
+    change = fail if how == "read-only" else vanish
+    with pytest.raises(RunError) as raised:
+        train(folder, config, change if when == "begun" else at_step(5, change))
+    why = f"{folder.path} cannot be written to, or is gone ("
+    assert str(raised.value).startswith(why) and "\n" not in str(raised.value)
+    assert folder.path.exists() == (how == "read-only")
+    if how == "moved" and when == "step":
+        moved = RunFolder(folder.path.with_name("elsewhere"))
+        monkeypatch.undo()
+        assert moved.ended() == "interrupted" and moved.load_checkpoint() and moved.rows()
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/run cannot be written to, or is gone \(Not a direc"):
+        train(RunFolder(tmp_path / "file" / "run"), config)
+
+
+def test_a_run_whose_provenance_was_mended_by_hand_goes_on(config, folder, no_figures):
+    with pytest.raises(RunError):
+        train(folder, config, at_step(3, raised_by(ValueError("x"))))
+    folder.write_provenance({})
+    assert train(folder, config | {"retry_failed": True})["status"] == "completed"
+    assert len(folder.provenance()["wandb_id"]) == 8
 
 
 def take_over(folder):
