@@ -1,5 +1,6 @@
 """What single settings may be; what a class knows better, it checks itself."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -34,9 +35,16 @@ _DEVICE = (
     lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", v),
     "auto, cpu, cuda or cuda:<n>",
 )
+LONGEST = 80  # bytes of a name: that of a run holds two, where a disk allows 255
 _NAME = (
-    lambda v: isinstance(v, str) and v not in ("", ".", "..") and not set(v) & set('/\\:"'),
-    "a name for a folder",
+    lambda v: (
+        isinstance(v, str)
+        and v not in ("", ".", "..")
+        and v.isprintable()
+        and len(os.fsencode(v)) <= LONGEST
+        and not set(v) & set('/\\:"')
+    ),
+    f'a name for a folder, printable, of at most {LONGEST} bytes, without / \\ : "',
 )
 
 _PAIR = (

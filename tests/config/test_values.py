@@ -7,8 +7,11 @@ from sdnet.config.errors import ConfigError
 from tests.config.composed import composed
 
 INFINITE, NOT_A_NUMBER = float("inf"), float("nan")
-NAME = (["a", "a b", "..."], ["", ".", "..", "a/b", "a\\b", "a:b", 'a"b', 7, None])
-NAME += ("a name for a folder",)
+NAME = (
+    ["a", "a b", "...", "é" * 40, "x" * 80],
+    ["", ".", "..", "a/b", "a\\b", "a:b", 'a"b', "a\nb", "\x1b[2J", "é" * 41, "x" * 81, 7, None],
+    'a name for a folder, printable, of at most 80 bytes, without / \\ : "',
+)
 BOOLEAN = ([True, False], [0, 1, "true", None], "true or false")
 TEXT = (["x"], ["", 7, None], "a text")
 OPTIONAL_TEXT = (["x", None], ["", 7, False], "a text, or null")
