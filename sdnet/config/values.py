@@ -31,6 +31,7 @@ def _optional(check: tuple[Callable, str]) -> tuple[Callable, str]:
 
 _BOOLEAN = (lambda v: type(v) is bool, "true or false")
 _TEXT = (lambda v: isinstance(v, str) and v != "", "a text")
+_LINE = (lambda v: _TEXT[0](v) and v.isprintable(), "a printable text")
 _DEVICE = (
     lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", v),
     "auto, cpu, cuda or cuda:<n>",
@@ -91,15 +92,15 @@ CHECKS = {
     "trainer.deterministic": _BOOLEAN,
     "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
     "wandb.project": (
-        lambda v: isinstance(v, str) and 0 < len(v) <= 128 and not set(v) & set("/\\#?%:"),
-        "a text of at most 128 characters without / \\ # ? % :",
+        lambda v: _LINE[0](v) and len(v) <= 128 and not set(v) & set("/\\#?%:"),
+        "a printable text of at most 128 characters without / \\ # ? % :",
     ),
-    "wandb.entity": _optional(_TEXT),
-    "wandb.group": _optional(_TEXT),
-    "wandb.name": _optional(_TEXT),
+    "wandb.entity": _optional(_LINE),
+    "wandb.group": _optional(_LINE),
+    "wandb.name": _optional(_LINE),
     "wandb.tags": (
-        lambda v: isinstance(v, list) and all(isinstance(t, str) and 0 < len(t) <= 64 for t in v),
-        "a list of texts of 1 to 64 characters",
+        lambda v: isinstance(v, list) and all(_LINE[0](t) and len(t) <= 64 for t in v),
+        "a list of printable texts of 1 to 64 characters",
     ),
 }
 

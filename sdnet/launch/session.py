@@ -20,6 +20,7 @@ from sdnet.lock import Lock, Locked
 from sdnet.models.schedules import survival_of
 from sdnet.runs.folder import Damaged, RunFolder
 from sdnet.runs.identity import run_name
+from sdnet.runs.shown import visible
 from sdnet.training.distributed import ALONE, Lost, World
 from sdnet.training.trainer import Diverged, Interrupted, Listener, Trainer
 
@@ -72,8 +73,8 @@ def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
     resumed = config["resume"] is not None
     if state in ("failed", "diverged") and not (resumed or config["retry_failed"]):
         raise RunError(
-            f"{run.path} {state} before ({run.summary().get('reason')}); retry_failed=true tries "
-            f"it again"
+            f"{run.path} {state} before ({visible(str(run.summary().get('reason')))}); "
+            f"retry_failed=true tries it again"
         )
     if state != "completed":
         return None

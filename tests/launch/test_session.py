@@ -420,6 +420,13 @@ def test_a_run_whose_provenance_was_mended_by_hand_goes_on(config, folder, no_fi
     assert len(folder.provenance()["wandb_id"]) == 8
 
 
+def test_the_reason_of_a_run_from_elsewhere_is_one_line(config, folder):
+    folder.create(config, {})
+    folder.set_status("failed", "\x1b[2Ja\nb")
+    with pytest.raises(RunError, match=r"run failed before \(\\x1b\[2Ja\\nb\); retry_failed=true"):
+        session.finished(folder, config)
+
+
 def take_over(folder):
     """What another process does to the lock, and its content."""
     text = json.dumps({"host": "there", "process": 1, "space": "elsewhere", "token": "other"})
