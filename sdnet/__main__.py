@@ -23,6 +23,8 @@ def _report(arguments: argparse.Namespace) -> int:
         from sdnet.analysis.report import write_report  # pandas and matplotlib: slow
         from sdnet.listeners import wandb as tracking
 
+    from sdnet.runs.shown import visible
+
     processes.interrupt_as_usual()
     try:
         report = write_report(
@@ -35,7 +37,7 @@ def _report(arguments: argparse.Namespace) -> int:
         if report is not None:
             tracking.log_report(report, arguments.wandb)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 1
     return 0 if report is not None else 1
 

@@ -24,6 +24,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 90.0  # without a heartbeat; a shared disk may show one late
+MOST = 4096  # characters that a lock holds
 WATCH_SECONDS = 2 * BEAT_SECONDS  # that a lock must stand still before it is taken over
 
 
@@ -139,19 +140,23 @@ class Lock:
     def close(self) -> None:
         self._end.set()
         self._thread.join()
-        if self.held():
-            self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only by now: a lock without its process is stale
+            if self.held():
+                self.path.unlink(missing_ok=True)
 
 
 def read_holder(path: Path) -> dict[str, Any] | None:
     """What a lock file says; None where there is none, an empty dict where it is not readable."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = json.loads(file.read(MOST))
+        kinds = {"process": int, "token": str, "host": str}
+        sound = all(type(content.get(key)) is kind for key, kind in kinds.items())
+        return content if sound and content["token"].isalnum() else {}
     except FileNotFoundError:
         return None
-    except ValueError:  # being written, or damaged
+    except (ValueError, AttributeError, RecursionError):  # being written, or damaged
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def is_alive(path: Path, holder: dict[str, Any]) -> bool:
@@ -159,7 +164,7 @@ def is_alive(path: Path, holder: dict[str, Any]) -> bool:
     space = _space()
     if space is not None and holder.get("space") == space:
         started = _started(holder["process"])
-        return started is not None and started == holder["started"]  # ids are used again
+        return started is not None and started == holder.get("started")  # ids are used again
     try:
         return _now(path) - path.stat().st_mtime < STALE_SECONDS
     except FileNotFoundError:

@@ -89,8 +89,17 @@ def test_a_killed_process_on_this_machine_loses_its_lock_at_once(path):
         (holder(space=None), 0, True),
         ("", 0, True),  # being written
         ("{half", 95, False),
+        ("7", 95, False),
+        ("[" * 4000, 95, False),
+        (holder(process="../self"), 95, False),
+        (holder(token="../../x"), 95, False),
+        (holder(host=None), 95, False),
+        ('{"space": ' + json.dumps(locks._space()) + "}", 95, False),
     ],
-    ids=["suspended", "id", "elsewhere", "late", "silent", "unknown", "empty", "damaged"],
+    ids=[
+        *("suspended", "id", "elsewhere", "late", "silent", "unknown", "empty", "damaged"),
+        *("number", "deep", "process", "token", "host", "nobody"),
+    ],
 )
 def test_a_lock_is_stale_when_its_process_or_its_heartbeat_is_gone(path, content, seconds, alive):
     assert 5 * locks.BEAT_SECONDS <= locks.STALE_SECONDS  # one that is late is no lost one

@@ -11,23 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sdnet.runs.folder import RunFolder, select
 from sdnet.runs.identity import identity
+from sdnet.runs.shown import all_visible, visible
 
 CONSTANT = {"_target_": "sdnet.models.schedules.Constant", "name": "constant"}
 SETTINGS = ("model", "schedule", "trainer", "seed")  # of a configuration, needed here
 RESULTS = (
     "test_error",
     "final_test_error",
-    "selection",
     "train_seconds",
     "seconds_per_epoch",
     "blocks",
     "expected_active_blocks",
     "mean_active_blocks",
 )
+MOST = 1e12  # no number of a result is larger
+MAY_LACK = ("test_top5_error", "other_load")
 METRICS = ("epoch", "train_loss", "val_error", "test_error")
 
 
@@ -99,6 +99,9 @@ def collect_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut]]:
                 raise _Unusable(f"the same run as {same.folder}")
         except _Unusable as reason:
             left_out.append(LeftOut(folder, str(reason)))
+        except Exception as error:  # what nobody thought of costs no other run
+            reason = f"unreadable: {type(error).__name__}: {visible(str(error))}"
+            left_out.append(LeftOut(folder, reason))
     return list(first.values()), left_out
 
 
@@ -133,9 +136,9 @@ def _run_folders(folders: Sequence[Path]) -> Iterator[Path]:
 
 def _read(folder: Path) -> Run:
     files = RunFolder(folder)
-    config = _parsed(files.config, "config.yaml", dict, SETTINGS)
-    summary = _parsed(files.summary, "summary.json", dict, ("status",))
-    rows = _parsed(files.rows, "metrics.csv", list)
+    config = _parsed(files.config, "config.yaml", SETTINGS)
+    summary = _parsed(files.summary, "summary.json", ("status",))
+    rows = _parsed(files.rows, "metrics.csv")
     if rows and (missing := [name for name in METRICS if name not in rows[0]]):
         raise _Unusable(f"unreadable: metrics.csv has no column {missing[0]}")
     status = summary["status"]
@@ -146,30 +149,52 @@ def _read(folder: Path) -> Run:
         raise _Unusable(f"{status}: {summary.get('reason', 'no reason given')}")
     if status != "completed":
         raise _Unusable(f"unreadable: summary.json has the unknown status {status!r}")
-    provenance = _parsed(files.provenance, "provenance.json", dict)
+    provenance = _parsed(files.provenance, "provenance.json")
+    _check_config(config)
     _check_result(summary, rows)
     return Run(folder, config, summary, provenance, rows)
 
 
-def _parsed(read: Callable, file: str, kind: type, keys: Sequence[str] = ()) -> Any:
+def _parsed(read: Callable, file: str, keys: Sequence[str] = ()) -> Any:
+    """What a file holds, in texts that can be shown."""
     try:
-        content = read()
-        if not isinstance(content, kind):
-            raise ValueError("nothing, or not what belongs into it")
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        message = " ".join(str(error).split())
-        raise _Unusable(f"unreadable: {file}: {message}") from error
+        content = all_visible(read())
+    except Exception as error:  # parsers raise more than they say
+        message = str(error).removeprefix(f"{file} cannot be read: ")
+        raise _Unusable(f"unreadable: {file}: {visible(' '.join(message.split()))}") from error
     if missing := [key for key in keys if key not in content]:
         raise _Unusable(f"unreadable: {file} has no {missing[0]}")
     return content
 
 
+def _check_config(config: dict[str, Any]) -> None:
+    for name in ("model", "schedule", "trainer", "dataset", "wandb"):
+        if not isinstance(config.get(name, {}), dict):
+            raise _Unusable(f"unreadable: config.yaml has no settings of {name}")
+    if type(config["seed"]) is not int:
+        raise _Unusable(f"unreadable: config.yaml has the seed {config['seed']!r}")
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if type(value) not in (int, float) or not 0 <= value < MOST:
+        return False
+    return value > 0 or name not in ("blocks", "seconds_per_epoch")  # which are divided by
+
+
 def _check_result(summary: dict[str, Any], rows: list[dict[str, float | None]]) -> None:
     """A result counts only if it is complete and follows from the run's own metrics."""
-    if missing := [name for name in RESULTS if summary.get(name) is None]:
-        raise _Unusable(f"unreadable: summary.json has no {missing[0]}")
+    known = [name for name in MAY_LACK if summary.get(name) is not None]
+    for name in (*RESULTS, *known):
+        if summary.get(name) is None:
+            raise _Unusable(f"unreadable: summary.json has no {name}")
+        if not _is_sound(name, summary[name]):
+            raise _Unusable(f"unreadable: summary.json says {name} {summary[name]!r}")
+    if not isinstance(summary.get("selection"), str):
+        raise _Unusable("unreadable: summary.json has no selection")
     if not rows:
         raise _Unusable("unreadable: metrics.csv has no rows")
+    if not all(_is_sound("epoch", row["epoch"]) for row in rows):
+        raise _Unusable("unreadable: metrics.csv has a row of no epoch")
     measured = {
         "test_error": select(rows)[0]["test_error"],
         "final_test_error": rows[-1]["test_error"],

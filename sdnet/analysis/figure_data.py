@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdnet.analysis.groups import Group, schedule_family, short_names
+from sdnet.analysis.groups import Group, plain, schedule_family, short_names
 from sdnet.runs.identity import label as label_of
 
+LONGEST = 100  # letters of a legend's entry, which a figure grows with
 PAPER = json.loads(Path(__file__).with_name("huang2016.json").read_text(encoding="utf-8"))
 PAPER_NAME = "Huang et al. 2016 (ResNet-110, CIFAR-10)"
 PAPER_P_L = {
@@ -111,13 +112,21 @@ def title_of(groups: Sequence[Group]) -> str:
     return ", ".join(filter(None, parts))
 
 
+def _drawn(text: str) -> str:
+    """A text of a configuration for a figure, where a dollar begins a formula."""
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text.replace("$", r"\$")
+
+
 def _setting(group: Group, leave: Sequence[str] = ()) -> str:
     """The settings other than the schedule in which groups differ: `depth 20, lr 0.1`."""
     names = short_names(list(group.shown))
-    return ", ".join(
-        f"{names[key]} {value}"
-        for key, value in group.shown.items()
-        if key not in leave and not key.startswith("schedule") and value is not None
+    return _drawn(
+        ", ".join(
+            f"{names[key]} {value}"
+            for key, value in group.shown.items()
+            if key not in leave and not key.startswith("schedule") and value is not None
+        )
     )
 
 
@@ -130,7 +139,7 @@ def _schedule(group: Group) -> str:
         for key, value in group.shown.items()
         if key.startswith("schedule.") and key != "schedule.p_L" and value is not None
     ]
-    return ", ".join([group.schedule.replace("_", " "), *extra])
+    return _drawn(", ".join([group.schedule.replace("_", " "), *extra]))
 
 
 def _series(group: Group) -> str:
@@ -161,7 +170,8 @@ def p_L_lines(groups: Sequence[Group]) -> tuple[list[Line], dict[str, Spread]]:
 
 def depth_grids(groups: Sequence[Group]) -> list[Grid]:
     """p_L x depth per schedule and other settings; constant depth is the row p_L = 1 of each."""
-    with_both = [g for g in groups if g.p_L is not None and "model.depth" in g.settings]
+    depths = {g.id: plain(g.settings.get("model.depth")) for g in groups}
+    with_both = [g for g in groups if g.p_L is not None and type(depths[g.id]) in (int, float)]
     panels: dict[tuple, list[Group]] = {}
     for group in with_both:
         if not group.is_baseline:
@@ -173,15 +183,13 @@ def depth_grids(groups: Sequence[Group]) -> list[Grid]:
         members = members + [
             b for b in with_both if b.is_baseline and any(g.ends_in(b) for g in members)
         ]
-        errors = {
-            (g.p_L, float(g.settings["model.depth"])): g.mean_std("test_error")[0] for g in members
-        }
+        errors = {(g.p_L, float(depths[g.id])): g.mean_std("test_error")[0] for g in members}
         p_L = sorted({p for p, _ in errors}, reverse=True)
-        depths = sorted({depth for _, depth in errors})
-        if len(p_L) > 1 and len(depths) > 1:
+        columns = sorted({depth for _, depth in errors})
+        if len(p_L) > 1 and len(columns) > 1:
             title = ", ".join(filter(None, [_schedule(first), _setting(first, ["model.depth"])]))
-            table = [[errors.get((p, depth)) for depth in depths] for p in p_L]
-            grids.append(Grid(title, p_L, depths, table))
+            table = [[errors.get((p, depth)) for depth in columns] for p in p_L]
+            grids.append(Grid(title, p_L, columns, table))
     return grids
 
 
@@ -214,3 +222,9 @@ def time_points(groups: Sequence[Group]) -> list[Point]:
         values = (spread(group, "train_seconds"), spread(group, "test_error"))
         points.append(Point(group.p_L, group.is_baseline, _series(group), *values, joins))
     return points
+
+
+def check(groups: Sequence[Group]) -> None:
+    """Raises what a figure of these groups would."""
+    for data in (title_of, p_L_lines, depth_grids, curves, time_points):
+        data(groups)

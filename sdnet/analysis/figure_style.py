@@ -1,6 +1,7 @@
 """What the figures of a report have in common: type, colours, axes, legends and files."""
 
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def save(figure: Figure, stem: Path) -> Path:
     """Writes PNG and PDF, each beside its place and renamed; returns the PNG's path."""
     for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", None)):
         path = stem.with_name(f"{stem.name}.{suffix}")
-        temporary = stem.with_name(f".{stem.name}.{os.getpid()}.{suffix}")
+        temporary = stem.with_name(f".{stem.name}.{uuid.uuid4().hex}.{suffix}")
         figure.savefig(temporary, metadata=metadata)
         os.replace(temporary, path)
     plt.close(figure)

@@ -131,7 +131,7 @@ def _p_L_panel(
         text = text if titled else f"{text}, {level.mean:.2f} %"
         entries[with_n(text, [level])] = tuple(handles)
     if titled:
-        axes.set_title(settings[0], fontsize="small", parse_math=False)
+        axes.set_title(settings[0], fontsize="small")
     axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
     scale(axes, [s.mean for line in inside for s in line.errors])
     return entries
@@ -168,7 +168,7 @@ def plot_heatmap(grids: Sequence[Grid], paper: bool, title: str, style: Style, s
             own = [v for row in grid.errors for v in row if v is not None]
             limits = own if grid is PAPER_GRID else values
             # a few bad cells must not hide the rest
-            norm = LogNorm if min(limits) > 0 else Normalize
+            norm = LogNorm if 0 < min(limits) < max(limits) else Normalize
             _heatmap_panel(axes, grid, norm(min(limits), max(limits)))
         hide_rest(axes_grid, len(panels))
         figure.supylabel("survival probability $p_L$", fontsize="medium")
@@ -195,7 +195,7 @@ def _heatmap_panel(axes: Axes, grid: Grid, norm: Normalize) -> None:
     axes.set_yticks(range(len(grid.p_L)), [f"{p:g}" for p in grid.p_L])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(grid.title, fontsize="small", parse_math=False)
+    axes.set_title(grid.title, fontsize="small")
 
 
 def plot_curves(found: Sequence[Curve], title: str, style: Style, stem: Path) -> Path:

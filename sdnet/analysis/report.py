@@ -14,12 +14,13 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from sdnet.analysis import figures, text
+from sdnet.analysis import figure_data, figures, text
 from sdnet.analysis.collect import LeftOut, ReportError, Run, collect_runs
 from sdnet.analysis.groups import group_runs
 from sdnet.analysis.references import find_references
 from sdnet.analysis.statistics import MAY_LACK, summary_row, times_differ
 from sdnet.runs.files import write_atomically
+from sdnet.runs.shown import visible
 
 __all__ = ["Report", "ReportError", "write_report"]
 
@@ -40,6 +41,22 @@ class Report:
     left_out: list[LeftOut]
     out: Path
     runs: list[Run]
+
+
+def _usable(runs: list[Run], left_out: list[LeftOut]) -> tuple[list[Run], list[LeftOut]]:
+    """The same, but that a run of which nothing can be said alone is left out."""
+    kept = []
+    for run in runs:
+        try:
+            group = group_runs([run])
+            summary_row(group[0], None)
+            times_differ([run])
+            figure_data.check(group)
+            kept.append(run)
+        except Exception as error:  # what nobody thought of costs no other run
+            reason = f"unreadable: {type(error).__name__}: {visible(str(error))}"
+            left_out.append(LeftOut(run.folder, reason))
+    return kept, left_out
 
 
 def write_report(
@@ -66,9 +83,9 @@ def write_report(
     Raises:
         ReportError: a folder is not there or holds no runs, or no row is such a baseline.
     """
-    console = console or Console()
+    console = console or Console(markup=False, emoji=False)  # texts are shown as they are
     folders = [Path(folder) for folder in folders]
-    runs, left_out = collect_runs(folders)
+    runs, left_out = _usable(*collect_runs(folders))
     if not runs:
         text.print_lines(console, "no completed run: nothing is written")
         text.print_left_out(console, left_out)
@@ -85,14 +102,22 @@ def write_report(
         notes.append(text.PAPER)
     title = f"{text.count(runs, 'run')} in {text.count(rows, 'row')}; difference: to {words}"
 
-    out = Path(out) if out is not None else folders[0] / "report"
-    out.mkdir(parents=True, exist_ok=True)
+    if out is None:
+        out = folders[0] / "report"
+        if out.is_symlink() or (out / "wandb").is_symlink():  # of a folder from elsewhere
+            raise ReportError(f"{out} is a link, or wandb in it: --out names another folder")
+    out = Path(out)
     table = pd.DataFrame(rows).astype(dict.fromkeys(MAY_LACK, float))  # NaN, never None
-    drawn = figures.draw(groups, out, paper, no_time_figure is None, style)
-    write_atomically(out / "report.csv", table.to_csv(index=False))
-    common = text.common_settings(groups)
-    page = text.markdown(title, printed, rows, notes, common, drawn, left_out)
-    write_atomically(out / "report.md", page)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        drawn = figures.draw(groups, out, paper, no_time_figure is None, style)
+        write_atomically(out / "report.csv", text.spreadsheet(table))
+        common = text.common_settings(groups)
+        page = text.markdown(title, printed, rows, notes, common, drawn, left_out)
+        write_atomically(out / "report.md", page)
+    except OSError as error:
+        where = f"{out} cannot be written ({error.strerror}): --out names another folder"
+        raise ReportError(where) from error
 
     text.print_table(console, title, printed)
     text.print_lines(console, *notes, "\nto repeat a row:")

@@ -1,6 +1,8 @@
 """A report in words: the table as it is printed and in Markdown, and how its numbers came about."""
 
+import html
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +16,9 @@ from rich.text import Text
 from sdnet.analysis.collect import LeftOut
 from sdnet.analysis.groups import Group, plain
 from sdnet.analysis.statistics import LOAD, TOP5
+from sdnet.runs.shown import visible
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
 NONE = "\N{EN DASH}"
 
 
@@ -109,6 +113,24 @@ def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | 
     return notes
 
 
+def escaped(text: str) -> str:
+    """The text in Markdown, in which nothing of it is mark-up, a link or HTML."""
+    text = html.escape(text, quote=False)
+    return re.sub(r"^#|[\\`*~]|\](?=[(\[:])|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
+
+
+def spreadsheet(table: pd.DataFrame) -> str:
+    """The table as CSV in which no text is a formula: a quote stands before what would begin one.
+
+    https://owasp.org/www-community/attacks/CSV_Injection
+    """
+
+    def plain(cell: Any) -> Any:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+
+    return table.map(plain).rename(columns=plain).to_csv(index=False)
+
+
 def markdown(
     title: str,
     printed: Sequence[dict[str, str]],
@@ -119,23 +141,30 @@ def markdown(
     left_out: Sequence[LeftOut],
 ) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in cells) + " |"
 
-    parts = [f"# {title}", ""]
-    parts += [line(list(printed[0])), line(["---"] * len(printed[0]))]
+    parts = [f"# {escaped(title)}", ""]
+    parts += [line(list(printed[0])), "|" + " --- |" * len(printed[0])]
     parts += [line(list(row.values())) for row in printed]
-    parts += ["", *(f"- {note}" for note in notes), ""]
+    parts += ["", *(f"- {escaped(note)}" for note in notes), ""]
     if figures:
         parts += ["## Figures", ""]
         for path in figures:
             parts += [f"![{path.stem}]({path.name})", "", f"[{path.stem}.pdf]({path.stem}.pdf)", ""]
     parts += ["## Commands", ""]
     for row in rows:
-        parts += [f"`{row['id']}` (commit {row['commit']}):", "", f"    {row['command']}", ""]
+        parts += [f"`{row['id']}` (commit {escaped(row['commit'])}):", ""]
+        parts += [f"    {row['command']}", ""]
     parts += ["## Settings of all rows", ""]
-    parts += [", ".join(f"{key} {value}" for key, value in common.items()), ""]
+    parts += [escaped(", ".join(f"{key} {value}" for key, value in common.items())), ""]
     parts += [f"## Left out ({len(left_out)})", ""]
-    parts += [f"- `{item.folder}`: {item.reason}" for item in left_out] or ["None."]
+    for item in left_out:
+        folder, fence = visible(str(item.folder)), "`"
+        while fence in folder:
+            fence += "`"
+        folder = folder if fence == "`" else f" {folder} "
+        parts += [f"- {fence}{folder}{fence}: {escaped(item.reason)}"]
+    parts += [] if left_out else ["None."]
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -145,13 +174,18 @@ def count(items: Sequence[Any], noun: str) -> str:
 
 def print_lines(console: Console, *texts: str) -> None:
     for text in texts:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        text = visible(text, keep="\n")
+        console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def print_left_out(console: Console, left_out: Sequence[LeftOut]) -> None:
     if left_out:
         print_lines(console, f"\nleft out ({len(left_out)}):")
-        print_lines(console, *(f"  {item.folder}: {item.reason}" for item in left_out))
+        print_lines(console, *(f"  {_said(item)}" for item in left_out))
+
+
+def _said(item: LeftOut) -> str:
+    return f"{visible(str(item.folder))}: {item.reason}"
 
 
 def print_table(console: Console, title: str, printed: Sequence[dict[str, str]]) -> None:

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sdnet import processes
 from sdnet.config.errors import ConfigError, explain
 from sdnet.config.values import check
+from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import NOT_RESULT, canonical, determines_result, run_name
 
@@ -69,8 +70,8 @@ def _run_dir(time: str, _root_: DictConfig) -> str:
     if _root_.show or not processes.is_main():
         return "."
     if _root_.resume is not None:
-        folder = Path(str(_root_.resume))
-        return str(folder) if (folder / "config.yaml").is_file() else "."
+        folder = RunFolder(str(_root_.resume))
+        return str(folder.path) if folder.holds_run() else "."
     name = _run_name(_root_)
     return "." if name == "." else f"outputs/{name}/{time}"
 
@@ -104,7 +105,7 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     folder = RunFolder(config["resume"])
     if not folder.holds_run():
         raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
-    stored = folder.config()
+    stored = _stored(folder, config)
     for name in sorted(set(config["trainer"]) - set(stored["trainer"])):
         if determines_result(f"trainer.{name}"):
             raise ConfigError(
@@ -126,6 +127,18 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
             parent, _, last = key.rpartition(".")
             _select(stored, parent)[last] = new
     check(stored)
+    return stored
+
+
+def _stored(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
+    """What config.yaml holds, if it has the groups of settings that `config` has."""
+    try:
+        stored = folder.config()
+        for group in (key for key, value in config.items() if isinstance(value, dict)):
+            if not isinstance(stored.get(group), dict):
+                raise Damaged(f"config.yaml has no settings of {group}")
+    except Damaged as error:
+        raise ConfigError(f"resume={folder.path} is damaged: {error}") from error
     return stored
 
 

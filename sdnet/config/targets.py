@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -22,6 +23,8 @@ TARGETS = {
     "optimizer": (None, "torch.optim.Optimizer"),
     "lr_schedule": ("sdnet.training.optim", None),
 }
+# Where targets are looked for. Of torch's other modules some run when they are imported.
+HOMES = ("sdnet.", "torch.nn.", "torch.optim.", "torchvision.models.", "torchvision.ops.")
 # Keys of a group that are ours: they never reach the group's target.
 LABELS = {
     "model": ("name",),
@@ -54,7 +57,7 @@ def check_target(path: str, target: Any) -> None:
             ) from error
         return
     # Nothing is imported for a name that starts elsewhere: importing runs code.
-    known = isinstance(target, str) and target.split(".")[0] in ("sdnet", "torch", "torchvision")
+    known = isinstance(target, str) and f"{target}.".startswith(HOMES) and "._" not in target
     found = _locate(target) if known else None
     if _is_building_block(found, *TARGETS.get(path.split(".")[0], (None, None))):
         return
@@ -67,17 +70,18 @@ def check_target(path: str, target: Any) -> None:
 
 
 def _locate(target: str) -> Any:
-    """The object that a dotted name means, or None."""
+    """The object that a dotted name means, or None; a module of torch's only if it is loaded."""
     parts = target.split(".")
-    for n in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:n]))
-        except ImportError:
-            continue
-        for part in parts[n:]:
-            found = getattr(found, part, None)
-        return found
-    return None
+    with suppress(ImportError):
+        importlib.import_module(target if parts[0] == "sdnet" else ".".join(parts[:2]))
+    loaded = (n for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sys.modules)
+    n = next(loaded)
+    found: Any = sys.modules[".".join(parts[:n])]
+    for part in parts[n:]:
+        found = getattr(found, part, None)
+        if inspect.ismodule(found):  # torch loads some when they are asked for
+            break
+    return found
 
 
 def _is_building_block(found: Any, ours: str | None, base: str | None) -> bool:
@@ -92,7 +96,7 @@ def _is_building_block(found: Any, ours: str | None, base: str | None) -> bool:
         room = sys.modules.get(ours or "")
         inside = inside or any(getattr(room, n) is found for n in getattr(room, "__all__", ()))
         return inside and not found.__name__.startswith("_")
-    foreign = found.__module__.split(".")[0] in ("torch", "torchvision")
+    foreign = found.__module__.startswith(HOMES)
     return (
         foreign and base is not None and inspect.isclass(found) and issubclass(found, _locate(base))
     )

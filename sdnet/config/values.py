@@ -1,5 +1,6 @@
 """What single settings may be; what a class knows better, it checks itself."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -30,13 +31,21 @@ def _optional(check: tuple[Callable, str]) -> tuple[Callable, str]:
 
 _BOOLEAN = (lambda v: type(v) is bool, "true or false")
 _TEXT = (lambda v: isinstance(v, str) and v != "", "a text")
+_LINE = (lambda v: _TEXT[0](v) and v.isprintable(), "a printable text")
 _DEVICE = (
     lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,2})?", v),
     "auto, cpu, cuda or cuda:<n>",
 )
+LONGEST = 80  # bytes of a name: that of a run holds two, where a disk allows 255
 _NAME = (
-    lambda v: isinstance(v, str) and v not in ("", ".", "..") and not set(v) & set('/\\:"'),
-    "a name for a folder",
+    lambda v: (
+        isinstance(v, str)
+        and v not in ("", ".", "..")
+        and v.isprintable()
+        and len(os.fsencode(v)) <= LONGEST
+        and not set(v) & set('/\\:"')
+    ),
+    f'a name for a folder, printable, of at most {LONGEST} bytes, without / \\ : "',
 )
 
 _PAIR = (
@@ -85,15 +94,15 @@ CHECKS = {
     "trainer.deterministic": _BOOLEAN,
     "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
     "wandb.project": (
-        lambda v: isinstance(v, str) and 0 < len(v) <= 128 and not set(v) & set("/\\#?%:"),
-        "a text of at most 128 characters without / \\ # ? % :",
+        lambda v: _LINE[0](v) and len(v) <= 128 and not set(v) & set("/\\#?%:"),
+        "a printable text of at most 128 characters without / \\ # ? % :",
     ),
-    "wandb.entity": _optional(_TEXT),
-    "wandb.group": _optional(_TEXT),
-    "wandb.name": _optional(_TEXT),
+    "wandb.entity": _optional(_LINE),
+    "wandb.group": _optional(_LINE),
+    "wandb.name": _optional(_LINE),
     "wandb.tags": (
-        lambda v: isinstance(v, list) and all(isinstance(t, str) and 0 < len(t) <= 64 for t in v),
-        "a list of texts of 1 to 64 characters",
+        lambda v: isinstance(v, list) and all(_LINE[0](t) and len(t) <= 64 for t in v),
+        "a list of printable texts of 1 to 64 characters",
     ),
 }
 

@@ -14,6 +14,7 @@ from sdnet.config import compose
 from sdnet.config.errors import explain
 from sdnet.launch.job import job
 from sdnet.launch.provenance import remember_command
+from sdnet.runs.shown import visible
 
 PACKAGE = Path(__file__).parents[1]
 # In a wheel the settings are part of the package; in a checkout they are beside it.
@@ -47,4 +48,4 @@ def run_command() -> NoReturn:
         if not processes.is_main():
             print(f"error on rank {processes.environment()[0]}: {error}", file=sys.__stderr__)
         raise
-    sys.exit(status)
+    sys.exit(visible(status, keep="\n") if isinstance(status, str) else status)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdnet.models.schedules import mean_survival, survival_of
+from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
 from sdnet.training.trainer import Trainer
 
@@ -14,8 +15,10 @@ log = logging.getLogger("sdnet")
 NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
-def is_the_machines(error: Exception, run: RunFolder) -> bool:
+def is_the_machines(error: BaseException, run: RunFolder) -> bool:
     """Whether a run ended since its folder could not be written, which the same command mends."""
+    if isinstance(error, Damaged) and error.__cause__ is not None:
+        error = error.__cause__  # one of its own files is gone
     if not isinstance(error, OSError):
         return False
     inside = isinstance(error.filename, str | Path) and run.path in Path(error.filename).parents

@@ -156,10 +156,16 @@ def warn_of_changed_code(run: RunFolder, config: dict[str, Any]) -> None:
             )
 
 
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says in a folder; None where that is no checkout."""
+def _git(folder: Path, asked: str, *arguments: str) -> str | None:
+    """What git says in a folder; None where that is no checkout.
+
+    Git runs programs where it is told to: here it is not, and a checkout's own watcher is not run.
+    """
+    if asked not in ("ls-files", "rev-parse", "status"):
+        raise ValueError(f"git {asked} is not asked for")
+    words = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), asked]
     try:
-        done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True)
+        done = subprocess.run([*words, *arguments], capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -17,8 +17,10 @@ from sdnet.launch.provenance import note_device, origin, to_continue, warn_of_ch
 from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.lock import Lock, Locked
+from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import run_name
+from sdnet.runs.shown import visible
 from sdnet.training.counters import Diverged, Interrupted
 from sdnet.training.distributed import ALONE, Lost, World
 from sdnet.training.trainer import Listener, Trainer
@@ -51,6 +53,7 @@ def begin(run: RunFolder, config: dict[str, Any]) -> None:
             run.restart()  # its last checkpoint may hold the seed of it
         run.remove_temporary()
         known = run.provenance()
+        known = {"wandb_id": uuid.uuid4().hex[:8]} | known  # e.g. where it was mended by hand
         run.write_provenance(known | {"resumed": [*known.get("resumed", []), here]})
         run.set_status("running")
     else:
@@ -72,8 +75,8 @@ def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
     resumed = config["resume"] is not None
     if state in ("failed", "diverged") and not (resumed or config["retry_failed"]):
         raise RunError(
-            f"{run.path} {state} before ({run.summary().get('reason')}); retry_failed=true tries "
-            f"it again"
+            f"{run.path} {state} before ({visible(str(run.summary().get('reason')))}); "
+            f"retry_failed=true tries it again"
         )
     if state != "completed":
         return None
@@ -135,21 +138,17 @@ def train(
         Interrupted: asked to stop by Ctrl-C or SIGTERM; the state is saved.
     """
     lock = run.lock()
-    try:
+    with _there(run):
         run.path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Locked as error:
-        raise Busy(f"{run.path} {error}") from error
-    except OSError as error:
-        raise RunError(f"{run.path} cannot be worked in: {error}") from error
-    with closing(lock):
+        try:
+            lock.acquire()
+        except Locked as error:
+            raise Busy(f"{run.path} {error}") from error
+    with _there(run), closing(lock):
         summary = finished(run, config)
         if summary is not None:  # another process was faster
             return summary
-        try:
-            begin(run, config)
-        except OSError as error:
-            raise RunError(f"{run.path} cannot be worked in: {error}") from error
+        begin(run, config)
         with log_file(run), ConsoleListener(console) as shown:
             summary = _train(make_trainer, run, config, wandb_mode, Guard(lock, run), shown, world)
             for line in result_lines(config, summary, str(run.path)):
@@ -196,7 +195,7 @@ def _train(
             status, reason = "diverged", str(error)
         elif is_the_machines(error, run):
             status, reason = "interrupted", str(error)
-            again = f"; to continue: {to_continue(run)}"
+            again = f"; to continue: {to_continue(run)}" if run.holds_run() else ""
         elif isinstance(error, Lost):  # killed, if it could not say why
             found = world.error_elsewhere()
             status, reason = ("failed", found) if found else ("interrupted", str(error))
@@ -241,6 +240,16 @@ def follow(config: dict[str, Any], world: World) -> None:
         if not (isinstance(error, Lost) and world.has_ended()):  # then rank 0 had its reason to go
             world.fail(error)
             raise RunError(str(error)) from error
+
+
+@contextmanager
+def _there(run: RunFolder):
+    """Says in one message that the folder itself failed: read-only, full, moved, or gone."""
+    try:
+        yield
+    except (OSError, Damaged) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"{run.path} cannot be written to, or is gone ({why})") from error
 
 
 @contextmanager

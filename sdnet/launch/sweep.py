@@ -29,6 +29,7 @@ from sdnet.listeners import console as consoles
 from sdnet.listeners import wandb as tracking
 from sdnet.listeners.board import Board
 from sdnet.runs.folder import RunFolder
+from sdnet.runs.shown import visible
 
 log = logging.getLogger("sdnet")
 
@@ -208,7 +209,7 @@ def conclude(folders: list[RunFolder], console: Console, wandb_mode: str) -> int
             "%s: %s%s",
             "not run" if state == "new" else state,
             run.path,
-            f": {reason}" if reason else "",
+            f": {visible(str(reason))}" if reason else "",
         )
     for folder in sorted({run.path.parent for run in folders}):
         status |= _report(folder, console, wandb_mode)

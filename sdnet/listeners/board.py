@@ -24,9 +24,9 @@ class Board:
     def __init__(self, console: Console, runs: Mapping[str, tuple[RunFolder, int]]):
         self.runs = dict(runs)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(20),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[said]}", markup=False),
         )
         self.progress = Progress(*columns, console=console, transient=True)
         self.tasks: dict = {}

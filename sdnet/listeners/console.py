@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from sdnet import processes
 from sdnet.runs.identity import label as label_of
+from sdnet.runs.shown import visible
 from sdnet.training import device as devices
 from sdnet.training.trainer import Listener, Trainer
 
@@ -44,8 +45,8 @@ class ConsoleHandler(logging.Handler):
         self.console, self.label = console, label
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = self.label + self.format(record)
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        text = visible(self.label + self.format(record), keep="\n")
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def set_up(label: str = "") -> Console:
@@ -55,11 +56,10 @@ def set_up(label: str = "") -> Console:
         label: of the run, before each line where several runs share the output.
     """
     in_worker = current_process().name != "MainProcess"
-    console = Console(quiet=not processes.is_main() or (in_worker and SHOWN in os.environ))
-    if not console.is_terminal:
-        console = Console(
-            width=160, quiet=console.quiet
-        )  # a table in a file or a pipe is not to be cut at 80
+    quiet = not processes.is_main() or (in_worker and SHOWN in os.environ)
+    console = Console(quiet=quiet, markup=False, emoji=False)  # texts are shown as they are
+    if not console.is_terminal:  # a table in a file or a pipe is not to be cut at 80
+        console = Console(width=160, quiet=quiet, markup=False, emoji=False)
     log.setLevel(logging.DEBUG)  # train.log has more than the console
     for talkative in ("fontTools", "alembic"):  # about every figure in PDF, about its plugins
         logging.getLogger(talkative).setLevel(logging.WARNING)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sdnet.analysis.report import Report
 
 log = logging.getLogger(__name__)
+UNKNOWN = {"mode": "disabled", "entity": None, "project": "sdnet", "group": None, "tags": []}
 INTERVAL = "interval/active_blocks"  # mean since the last measurement, on an axis of steps
 
 
@@ -112,7 +113,7 @@ def log_report(report: "Report", mode: str | None = None) -> None:
     Raises:
         ValueError: `online` without credentials.
     """
-    settings = report.runs[0].config["wandb"]
+    settings = UNKNOWN | report.runs[0].config.get("wandb", {})
     mode = resolve_mode(mode or settings["mode"])
     if mode == "disabled":
         return

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and checkpoints that say whether they are what was written.
+"""Files that are whole or not there, read with caution, and checkpoints that know their content.
 
 A file is written beside its place, flushed to the disk and renamed. A checkpoint is one of torch's
 files with a digest of itself behind it, which torch passes over.
@@ -8,17 +8,21 @@ import hashlib
 import os
 import pickle
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+import yaml
+
+from sdnet.runs.shown import visible
 
 DIGEST = b"sdnet/blake2b:"  # before the digest, at the end of a checkpoint
 SIZE = 32  # bytes of a digest
 
 
-class Damaged(Exception):
-    """A checkpoint that is not what was written there; the text says why."""
+class Damaged(ValueError):
+    """What a file holds is not what was written there; the text says why."""
 
 
 @contextmanager
@@ -53,6 +57,39 @@ def write_atomically(path: Path, text: str) -> None:
     content = text.encode("utf-8")
     with replacing(path) as file:
         file.write(content)
+
+
+class Plain(yaml.SafeLoader):
+    """YAML without references, of which a few lines unfold to more than any memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it refers to another part of itself")
+        return super().compose_node(parent, index)
+
+
+class Unfolded(yaml.SafeDumper):
+    """YAML without references, whatever stands in two places."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def read_plain(path: Path, parse: Callable[[str], Any], most: int) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise ValueError("it is not a file")
+        with path.open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise ValueError(f"it is larger than {most:,} bytes")
+        found = parse(content.decode())
+        if not isinstance(found, dict):
+            raise ValueError("it holds nothing" if found is None else "it holds no names")
+    except Exception as error:  # parsers raise more than they say
+        why = getattr(error, "strerror", None) or getattr(error, "problem", None) or str(error)
+        raise Damaged(f"{path.name} cannot be read: {visible(' '.join(why.split()))}") from error
+    return found
 
 
 class _Digesting:

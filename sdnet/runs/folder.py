@@ -22,8 +22,24 @@ from typing import Any
 import yaml
 
 from sdnet import lock
-from sdnet.runs.files import Damaged, load_checkpoint, save_checkpoint, write_atomically
+from sdnet.runs.files import (
+    Damaged,
+    Plain,
+    Unfolded,
+    load_checkpoint,
+    read_plain,
+    save_checkpoint,
+    write_atomically,
+)
 from sdnet.runs.identity import identity
+
+FILES = ("config.yaml", "provenance.json", "metrics.csv", "summary.json", "train.log", "lock")
+FILES += ("checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/best.pt")
+FILES += ("figures/survival.png", "figures/curves.png")
+FOLDERS = ("checkpoints", "figures", "wandb")
+RESULT = ("best_epoch", "test_error", "final_test_error", "train_seconds", "eval_seconds")
+RESULT += ("blocks", "expected_active_blocks", "mean_active_blocks")  # of a completed run, to tell
+MOST_YAML, MOST_JSON = 2**18, 2**22  # bytes that are read: the former takes three seconds
 
 log = logging.getLogger("sdnet")
 
@@ -77,34 +93,44 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.write_provenance(provenance)
         self.write_summary({"status": "running", "identity": identity(config)})
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        text = yaml.dump(config, Dumper=Unfolded, sort_keys=False)
+        write_atomically(self.path / "config.yaml", text)
 
     def holds_run(self) -> bool:
-        return (self.path / "config.yaml").is_file()
+        return os.path.isfile(self.path / "config.yaml")  # False for a name that cannot be
 
     def check_identity(self, config: dict[str, Any]) -> None:
-        """Raises a ValueError where the folder holds a run of another configuration."""
-        if self.holds_run():
-            wanted = identity(config)
-            try:
-                stored = {identity(self.config()), self.summary()["identity"]}
-            except (
-                OSError,
-                ValueError,
-                KeyError,
-                TypeError,
-                AttributeError,
-                yaml.YAMLError,
-            ) as error:
-                raise ValueError(
-                    f"{self.path} is damaged ({type(error).__name__}: {error}): move it away"
-                ) from error
-            if stored != {wanted}:
-                raise ValueError(
-                    f"{self.path} holds another run: its identity is "
-                    f"{' and '.join(sorted(stored))}, not {wanted}. It is left as it is: move it "
-                    f"away, or give the sweep another name"
-                )
+        """Raises a ValueError where the folder holds a run of another configuration, or damage."""
+        try:
+            self.check_places()
+            if not self.holds_run():
+                return
+            self.provenance()
+            summary = self.summary()
+            if summary["status"] == "completed":
+                for name in (name for name in RESULT if type(summary[name]) not in (int, float)):
+                    raise Damaged(f"summary.json has no number {name}")
+            wanted, stored = identity(config), {identity(self.config()), summary["identity"]}
+        except Exception as error:  # of what stands where nothing like it belongs
+            why = error if isinstance(error, Damaged) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self.path} is damaged ({why}): mend it or move it away") from error
+        if stored != {wanted}:
+            raise ValueError(
+                f"{self.path} holds another run: its identity is "
+                f"{' and '.join(sorted(stored))}, not {wanted}. It is left as it is: move it "
+                f"away, or give the sweep another name"
+            )
+
+    def check_places(self) -> None:
+        """Raises Damaged where what is written into the folder would land elsewhere, or nowhere."""
+        inside = os.path.realpath(self.path)
+        for name in (*FOLDERS, *FILES):
+            place, kind = self.path / name, "folder" if name in FOLDERS else "file"
+            ends = Path(os.path.realpath(place))
+            if place.is_symlink() and not (place.exists() and ends.is_relative_to(inside)):
+                raise Damaged(f"{name} is a link that leads out of it")
+            if place.exists() and not (place.is_dir() if kind == "folder" else place.is_file()):
+                raise Damaged(f"{name} is not a {kind}")
 
     def lock(self) -> lock.Lock:
         return lock.Lock(self.path / "lock")
@@ -142,10 +168,10 @@ class RunFolder:
     # -- plain files ------------------------------------------------------------------------------
 
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return read_plain(self.path / "config.yaml", lambda text: yaml.load(text, Plain), MOST_YAML)
 
     def summary(self) -> dict[str, Any]:
-        return json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        return read_plain(self.path / "summary.json", json.loads, MOST_JSON)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -164,7 +190,11 @@ class RunFolder:
         return summary
 
     def provenance(self) -> dict[str, Any]:
-        return json.loads((self.path / "provenance.json").read_text(encoding="utf-8"))
+        found = read_plain(self.path / "provenance.json", json.loads, MOST_JSON)
+        again = found.get("resumed", [])
+        if not isinstance(again, list) or not all(isinstance(entry, dict) for entry in again):
+            raise Damaged("provenance.json cannot be read: resumed is no list of entries")
+        return found
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         write_atomically(self.path / "provenance.json", json.dumps(provenance, indent=2) + "\n")

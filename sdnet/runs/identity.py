@@ -4,6 +4,8 @@ import hashlib
 import json
 from typing import Any
 
+from sdnet.runs.shown import visible
+
 # Settings that do not determine the result: where and how a run is computed, kept and shown.
 NOT_RESULT = (
     "name",
@@ -84,7 +86,7 @@ def run_name(config: dict[str, Any]) -> str:
     else:
         parts = [label(schedule)]
         if schedule.get("p_L") is not None:
-            text = str(schedule["p_L"])[:24].replace("/", "_")
+            text = visible(str(schedule["p_L"]))[:24].replace("/", "_")
             parts.append(f"pL{float(text):.6g}" if _is_number(text) else f"pL{text}")
     return "-".join([label(config["model"]), *parts, f"s{config['seed']}", identity(config)])
 

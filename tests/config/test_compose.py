@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -161,6 +162,23 @@ def test_what_cannot_be_resumed_says_why(tmp_path, every_member):
     (folder.path / "config.yaml").unlink()
     folder.create(every_member[0] | {"model": {"_target_": "os.system"}}, {})
     with pytest.raises(ConfigError, match=r"model\._target_=os\.system is not allowed"):
+        compose.resumed(config, [])
+
+
+@pytest.mark.parametrize("group", ["model", "trainer", "wandb", "schedule"])
+@pytest.mark.parametrize("text", ["null", "[1]", "7"])
+def test_a_damaged_configuration_is_not_resumed(tmp_path, every_member, group, text):
+    config = copy.deepcopy(every_member[0]) | {"resume": str(tmp_path)}
+    stored = every_member[0] | {group: yaml.safe_load(text)}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(stored))
+    with pytest.raises(ConfigError) as raised:
+        compose.resumed(config, ["wandb.mode=disabled"])
+    why = f"config.yaml has no settings of {group}"
+    assert str(raised.value) == f"resume={tmp_path} is damaged: {why}"
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=f"resume={tmp_path} is damaged: config.yaml cannot be re"
+    ):
         compose.resumed(config, [])
 
 

@@ -1,4 +1,5 @@
 import copy
+import importlib
 import itertools
 import sys
 from types import ModuleType
@@ -111,6 +112,42 @@ def test_nothing_is_imported_for_a_target_that_is_refused(monkeypatch, tmp_path,
         with pytest.raises(ConfigError, match=f"{target} is not allowed here"):
             targets.check_target(f"{group}._target_", target)
     assert package not in sys.modules and not list(folder.rglob("imported"))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.utils.model_dump.__main__.x",
+        "torch.distributed.launcher.x",
+        "torch.nn.__main__.x",
+        "sdnet.__main__.x",
+        "torch.nn.qat.dynamic.modules.linear.x",
+        "sdnet.models.resnet.torch.utils.model_dump",
+        "torchvision.ops.__main__.x",
+    ],
+)
+def test_no_module_of_torch_is_imported_to_look_for_a_name(target, monkeypatch):
+    importlib.import_module("torchvision.ops")
+    monkeypatch.delitem(sys.modules, "torch.nn.qat.dynamic.modules.linear", raising=False)
+    before = set(sys.modules)
+    for group in targets.TARGETS:
+        with pytest.raises(ConfigError, match=r"(not allowed|does not exist) here"):
+            targets.check_target(f"{group}._target_", target)
+    assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize(
+    "target", ["torch.fx.GraphModule", "torch.ao.nn.quantized.Linear", "torch.jit.ScriptModule"]
+)
+def test_of_torch_the_modules_of_networks_are_allowed_alone(target):
+    with pytest.raises(ConfigError, match="is not allowed here"):
+        targets.check_target("model._target_", target)
+
+
+def test_what_is_defined_elsewhere_in_torch_is_not_allowed_under_another_name(monkeypatch):
+    monkeypatch.setattr(torch.nn, "GraphModule", torch.fx.GraphModule, raising=False)
+    with pytest.raises(ConfigError, match="is not allowed here"):
+        targets.check_target("model._target_", "torch.nn.GraphModule")
 
 
 @pytest.mark.parametrize(

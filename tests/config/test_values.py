@@ -8,11 +8,15 @@ from sdnet.config.errors import ConfigError
 from tests.config.composed import composed
 
 INFINITE, NOT_A_NUMBER = float("inf"), float("nan")
-NAME = (["a", "a b", "..."], ["", ".", "..", "a/b", "a\\b", "a:b", 'a"b', 7, None])
-NAME += ("a name for a folder",)
+NAME = (
+    ["a", "a b", "...", "é" * 40, "x" * 80],
+    ["", ".", "..", "a/b", "a\\b", "a:b", 'a"b', "a\nb", "\x1b[2J", "é" * 41, "x" * 81, 7, None],
+    'a name for a folder, printable, of at most 80 bytes, without / \\ : "',
+)
 BOOLEAN = ([True, False], [0, 1, "true", None], "true or false")
 TEXT = (["x"], ["", 7, None], "a text")
 OPTIONAL_TEXT = (["x", None], ["", 7, False], "a text, or null")
+OPTIONAL_LINE = (["x", "é y", None], ["", "a\nb", "\x1b[2J", 7, False], "a printable text, or null")
 POSITIVE = ([1, 10**9], [0, -1, 1.0, True, "1", None], "a whole number, 1 or more")
 NATURAL = ([0, 1], [-1, 0.0, False, "0", None], "a whole number, 0 or more")
 AT_LEAST_0 = ([0, 0.0, 1.5], [-1e-9, -1, INFINITE, NOT_A_NUMBER, True, "1", None])
@@ -89,16 +93,16 @@ VALUES = {  # accepted, refused, what the message says of them
     ),
     "wandb.project": (
         ["x", "x" * 128, "a b-c_d.e"],
-        ["", "x" * 129, *(f"a{c}b" for c in "/\\#?%:"), 7, None],
-        "a text of at most 128 characters without / \\ # ? % :",
+        ["", "x" * 129, *(f"a{c}b" for c in "/\\#?%:\n"), 7, None],
+        "a printable text of at most 128 characters without / \\ # ? % :",
     ),
-    "wandb.entity": OPTIONAL_TEXT,
-    "wandb.group": OPTIONAL_TEXT,
-    "wandb.name": OPTIONAL_TEXT,
+    "wandb.entity": OPTIONAL_LINE,
+    "wandb.group": OPTIONAL_LINE,
+    "wandb.name": OPTIONAL_LINE,
     "wandb.tags": (
         [[], ["x"], ["x" * 64, "y"]],
-        [["x" * 65], ["x", ""], ["x", 7], "x", None, ("x",)],
-        "a list of texts of 1 to 64 characters",
+        [["x" * 65], ["x", ""], ["x", 7], ["a\nb"], "x", None, ("x",)],
+        "a list of printable texts of 1 to 64 characters",
     ),
 }
 

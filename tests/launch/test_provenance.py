@@ -177,6 +177,16 @@ def test_a_checkout_is_dirty_by_code_and_settings_not_by_run_folders(monkeypatch
     assert provenance._is_dirty(Path(".")) is dirty
 
 
+def test_git_is_asked_and_told_nothing_else(tmp_path):
+    assert git(tmp_path, "init") is not None
+    mark = tmp_path / "ran"
+    assert git(tmp_path, "config", "core.fsmonitor", f"touch {mark}; false") is not None
+    assert provenance._git(tmp_path, "status", "--porcelain") == "" and not mark.exists()
+    for arguments in (("-c", "alias.x=!true", "x"), ("clone", "x"), ("config", "a.b", "c")):
+        with pytest.raises(ValueError, match="is not asked for"):
+            provenance._git(tmp_path, *arguments)
+
+
 def test_what_git_does_not_know_is_none(monkeypatch):
     assert provenance._git(ROOT, "rev-parse", "--verify", "nothing-of-that-name") is None
     monkeypatch.setenv("PATH", "")

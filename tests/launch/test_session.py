@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from contextlib import contextmanager
@@ -377,6 +378,58 @@ def test_a_folder_of_another_run_is_left_alone(completed, config):
     assert session.finished(RunFolder(folder.path / "new"), config) is None
 
 
+@pytest.mark.parametrize("when", ["begun", "step"])
+@pytest.mark.parametrize("how", ["gone", "moved", "read-only"])
+def test_a_folder_that_fails_is_told_in_one_line_and_keeps_what_it_has(
+    config, folder, no_figures, monkeypatch, when, how
+):
+    def fail(*arguments):
+        monkeypatch.setattr("sdnet.runs.folder.write_atomically", refuse)
+        monkeypatch.setattr("sdnet.lock.Lock.held", refuse)
+
+    def refuse(*arguments):
+        raise PermissionError(13, "Permission denied", str(folder.path / "metrics.csv"))
+
+    def vanish(*arguments):
+        if how == "moved":
+            folder.path.rename(folder.path.with_name("elsewhere"))
+        else:
+            shutil.rmtree(folder.path)
+
+    change = fail if how == "read-only" else vanish
+    with pytest.raises(RunError) as raised:
+        train(folder, config, change if when == "begun" else at_step(5, change))
+    line = str(raised.value)
+    assert line.startswith(f"{folder.path} interrupted: ") and "\n" not in line
+    assert ("; to continue: " in line) == (how == "read-only")
+    assert folder.path.exists() == (how == "read-only")
+    if how == "moved" and when == "step":
+        moved = RunFolder(folder.path.with_name("elsewhere"))
+        monkeypatch.undo()
+        assert moved.ended() == "interrupted" and moved.load_checkpoint() and moved.rows()
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match=r"file/run cannot be written to, or is gone \(Not a direc"):
+        train(RunFolder(tmp_path / "file" / "run"), config)
+
+
+def test_a_run_whose_provenance_was_mended_by_hand_goes_on(config, folder, no_figures):
+    with pytest.raises(RunError):
+        train(folder, config, at_step(3, raised_by(ValueError("x"))))
+    folder.write_provenance({})
+    assert train(folder, config | {"retry_failed": True})["status"] == "completed"
+    assert len(folder.provenance()["wandb_id"]) == 8
+
+
+def test_the_reason_of_a_run_from_elsewhere_is_one_line(config, folder):
+    folder.create(config, {})
+    folder.set_status("failed", "\x1b[2Ja\nb")
+    with pytest.raises(RunError, match=r"run failed before \(\\x1b\[2Ja\\nb\); retry_failed=true"):
+        session.finished(folder, config)
+
+
 def take_over(folder):
     """What another process does to the lock, and its content."""
     text = json.dumps({"host": "there", "process": 1, "space": "elsewhere", "token": "other"})
@@ -582,10 +635,14 @@ def test_a_full_disk_is_one_message_and_with_room_the_same_command_goes_on(
         raise RunError("no room was needed")
     if str(raised.value) != "no room was needed":
         line = str(raised.value)
-        how = "interrupted" if "interrupted" in line else "cannot be worked in"
-        assert line.startswith(f"{folder.path} {how}: [Errno 28] No space left on device")
+        how = (
+            "interrupted: [Errno 28] "
+            if "interrupted" in line
+            else "cannot be written to, or is gone ("
+        )
+        assert line.startswith(f"{folder.path} {how}No space left on device")
         assert "\n" not in line and not list(folder.path.rglob("*.tmp"))
-        if how == "interrupted":
+        if "interrupted" in how:
             assert "; to continue: " in line
             status = f"{folder.path} is interrupted, which could not be written"
             assert any(text.startswith(status) for text in said)

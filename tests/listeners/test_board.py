@@ -28,14 +28,14 @@ def run(tmp_path, name):
 def test_each_run_that_is_computed_has_a_bar_and_its_end_is_told(tmp_path, said):
     one, two, late = (run(tmp_path, name) for name in ("one", "two", "late"))
     new = RunFolder(tmp_path / "new")
-    runs = {"run 1": (one, 4), "run 2": (two, 4), "run 3": (late, 4), "run 4": (new, 4)}
+    runs = {"run [/1]": (one, 4), "run 2": (two, 4), "run 3": (late, 4), "run 4": (new, 4)}
     locks = [folder.lock() for folder in (one, two)]
     for lock in locks:
         lock.acquire()
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with Board(console, runs) as board:
         board.look()
-        assert [task.description for task in board.progress.tasks] == ["run 1", "run 2"]
+        assert [task.description for task in board.progress.tasks] == ["run [/1]", "run 2"]
         row = dict.fromkeys(COLUMNS, 0.5) | {"epoch": 3, "val_error": 2.345}
         one.append_row(row)
         two.append_row(row | {"val_error": None})
@@ -50,7 +50,7 @@ def test_each_run_that_is_computed_has_a_bar_and_its_end_is_told(tmp_path, said)
             lock.close()
         board.look()
         assert board.progress.tasks == []
-        assert said == ["run 1: done, 1.23 % test error", "run 2: diverged"]
+        assert said == ["run [/1]: done, 1.23 % test error", "run 2: diverged"]
         os.truncate(late.path / "summary.json", 3)  # half written: looked at again later
         board.look()
     assert len(said) == 2 and not board.progress.live.is_started

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from sdnet import processes
 from sdnet.listeners import console as consoles
@@ -181,6 +182,18 @@ def test_what_the_project_logs_is_shown_as_it_is(project_log):
     project_log.debug("the traceback")
     project_log.warning("w")
     assert console.file.getvalue() == "a line of [bold]more[/] than 20 characters\nw\n"
+
+
+def test_no_text_is_obeyed_by_the_terminal_or_taken_for_mark_up(project_log, capsys):
+    console = consoles.set_up()
+    project_log.info("%s", "\x1b[2Jgone\rover :warning: [red]x[/]")
+    console.print("[/] :warning:", soft_wrap=True)
+    table = Table("[/a]")
+    table.add_row("[/b]")
+    console.print(table)
+    printed = capsys.readouterr().out
+    assert printed.startswith("\\x1b[2Jgone\\rover :warning: [red]x[/]\n[/] :warning:\n")
+    assert "[/a]" in printed and "[/b]" in printed
 
 
 def test_the_console_of_a_process(monkeypatch, project_log, capsys):

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from sdnet.runs.files import Damaged, write_atomically
-from sdnet.runs.folder import COLUMNS, RESUMABLE, RunFolder, select
+from sdnet.runs.folder import COLUMNS, FILES, FOLDERS, RESUMABLE, RunFolder, select
 from sdnet.runs.identity import identity
 from tests.runs.made import CONFIG, changed
 
@@ -98,15 +98,68 @@ def test_a_folder_of_another_run_is_refused_and_so_is_a_damaged_one(folder, tmp_
     both = " and ".join(sorted((own, other)))
     with pytest.raises(ValueError, match=f"its identity is {both}, not {own}. It is left as it is"):
         folder.check_identity(CONFIG)
-    for damaged in ("", "{half", "[]", "{}", "7"):
-        (folder.path / "summary.json").write_text(damaged)
-        with pytest.raises(ValueError, match=r"run is damaged \(\w+: .*\): move it away"):
+
+
+DEEP = "[" * 2000
+BOMB = "a: &a [x, x]\nb: &b [*a, *a]\n" + yaml.safe_dump(CONFIG)
+RESUMED = ('{"resumed": 7}', '{"resumed": ["x"]}')
+DAMAGED = {
+    "summary.json": ("", "{half", "[]", "{}", "7", "\0", DEEP, '{"status": "completed"}'),
+    "provenance.json": ("", "[]", DEEP, *RESUMED, " " * (2**22 + 1)),
+    "config.yaml": ("", "a: [", "[1]", "schedule: 7", "schedule: {}", "schedule: {_target_: 7}"),
+}
+DAMAGED["config.yaml"] += ("\0", "a: 2025-99-99", "a: !!python/name:os.system", "\udcff", DEEP)
+DAMAGED["config.yaml"] += (BOMB, "#" * (2**18 + 1))
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_is_told_in_one_line_and_nothing_is_changed(folder, name):
+    for text in DAMAGED[name]:
+        (folder.path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+        before = {path: path.read_bytes() for path in folder.path.iterdir()}
+        with pytest.raises(ValueError, match=r"run is damaged \(.*\): mend it or move") as raised:
             folder.check_identity(CONFIG)
-    folder.write_summary(summary)
-    for damaged in ("a: [", "schedule: 7", "schedule: {}", "schedule: {_target_: 7}"):
-        (folder.path / "config.yaml").write_text(damaged)
-        with pytest.raises(ValueError, match=r"run is damaged \(\w+: "):
-            folder.check_identity(CONFIG)
+        assert "\n" not in str(raised.value) and len(str(raised.value)) < 400
+        assert {path: path.read_bytes() for path in folder.path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", [*FILES, *FOLDERS])
+@pytest.mark.parametrize("what", ["link", "link to itself", "pipe", "wrong kind"])
+def test_nothing_is_written_elsewhere_through_a_foreign_run_folder(folder, tmp_path, name, what):
+    target, place = tmp_path / "elsewhere", folder.path / name
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    if name in FOLDERS:
+        target.mkdir()
+    else:
+        target.touch()
+    if what == "pipe":
+        os.mkfifo(place)
+    elif what == "wrong kind":
+        place.touch() if name in FOLDERS else place.mkdir()
+    else:
+        place.symlink_to(target if what == "link" else place)
+    with pytest.raises(Damaged, match=f"^{name} is (a link that leads out of it|not a f)"):
+        folder.check_places()
+    with pytest.raises(ValueError, match=f"run is damaged \\({name} is "):
+        folder.check_identity(CONFIG)
+
+
+def test_a_run_folder_may_be_reached_through_a_link_and_hold_links_of_its_own(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder.path)
+    (folder.path / "wandb").mkdir()
+    (folder.path / "wandb" / "debug.log").symlink_to(tmp_path)  # W&B's are replaced, not written
+    (folder.path / "notes").symlink_to(tmp_path)
+    (folder.path / "kept").mkdir()
+    (folder.path / "checkpoints").symlink_to("kept")
+    RunFolder(tmp_path / "link").check_identity(CONFIG)
+
+
+def test_what_stands_in_two_places_is_written_twice(tmp_path):
+    shared = [1, 2]
+    folder = RunFolder(tmp_path / "r")
+    folder.create(CONFIG | {"one": shared, "two": {"three": shared}}, {})
+    assert folder.config() == CONFIG | {"one": shared, "two": {"three": shared}}
 
 
 def test_the_files_are_read_as_they_were_written(folder):
