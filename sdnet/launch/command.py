@@ -1,11 +1,14 @@
 """The command `python train.py`, or `python -m sdnet train`: its errors and its exit status."""
 
 import os
+import re
 import sys
 from pathlib import Path
+from traceback import walk_tb
 from typing import NoReturn
 
 import hydra
+import yaml
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -20,6 +23,11 @@ PACKAGE = Path(__file__).parents[1]
 SETTINGS = next(f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir())
 
 
+MISTAKES = (HydraException, OmegaConfBaseException)
+VALUED = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
+VALUED += ("--cfg", "-c", "--info", "-i", "--experimental-rerun")
+
+
 def run_command() -> NoReturn:
     """Composes what was typed and runs it; a user's mistake ends in one message and status 1.
 
@@ -31,20 +39,53 @@ def run_command() -> NoReturn:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra hands its errors on to us
     remember_command()
+    sys.argv[1:] = _options_first(sys.argv[1:])
     if any(word.startswith("sweep=") and word != "sweep=null" for word in sys.argv[1:]):
         sys.argv.append("hydra.mode=MULTIRUN")  # with or without -m
     compose.register_presets()
     status: int | str = 0
     try:
         hydra.main(version_base="1.3", config_path=str(SETTINGS), config_name="config")(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        if full:
-            raise
-        status = f"error: {explain(error)}"
+    except SystemExit as ended:
+        if full and ended.__cause__ is not None:  # a job's mistake
+            raise ended.__cause__ from None
+        raise
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
-        if not processes.is_main():
-            print(f"error on rank {processes.environment()[0]}: {error}", file=sys.__stderr__)
-        raise
+        if not full and (isinstance(error, MISTAKES) or not _has_begun(error)):
+            status = f"error: {_explain(error, sys.argv[1:])}"
+        else:
+            if not processes.is_main():
+                print(f"error on rank {processes.environment()[0]}: {error}", file=sys.__stderr__)
+            raise
     sys.exit(status)
+
+
+def _options_first(words: list[str]) -> list[str]:
+    """The words of a command with its options in front: argparse takes `a=1 -m`, not `a=1 -m b=2`.
+
+    An option's value comes with it.
+    """
+    valued = [False, *(word in VALUED for word in words)]
+    options = [value or word.startswith("-") for word, value in zip(words, valued, strict=False)]
+    return [words[i] for i in sorted(range(len(words)), key=lambda i: not options[i])]
+
+
+def _has_begun(error: Exception) -> bool:
+    """Whether a job or a sweep was at work; before that Hydra composes what was typed."""
+    modules = {frame.f_globals.get("__name__") for frame, _ in walk_tb(error.__traceback__)}
+    return not modules.isdisjoint(("sdnet.launch.job", "sdnet.launch.sweep"))
+
+
+def _explain(error: Exception, typed: list[str]) -> str:
+    """What is wrong with what was typed, also where Hydra did not expect it."""
+    if isinstance(error, (*MISTAKES, yaml.YAMLError)):
+        return explain(error)
+    for word in typed:
+        key, _, value = word.lstrip("+").partition("=")
+        members = sorted(file.stem for file in (SETTINGS / key).glob("*.yaml")) if key else []
+        if members and not re.fullmatch(r"(?!null$)[a-zA-Z]\w*(/\w+)*", value):
+            none = "; for none leave it out" if value == "null" else ""
+            return f"{key} must be one of {', '.join(members)}, got {value}{none}"
+    return f"{' '.join(typed)} cannot be composed: {type(error).__name__}: {explain(error)}"

@@ -73,6 +73,12 @@ def test_presets_hold_the_runs_of_the_papers_figure(swept):
     }
 
 
+def test_a_folder_may_be_named_by_what_is_typed(swept):
+    named = "hydra.sweep.subdir=${hydra:job.override_dirname}"
+    points = sweep_plan.plan(swept("seed=0,1", "show=true", named))
+    assert [point.name for point in points] == ["seed=0,show=True", "seed=1,show=True"]
+
+
 def test_a_setting_may_follow_from_one_that_is_swept(swept):
     follows = ["optimizer.lr=${schedule.p_L}", "wandb.name=run-${hydra:job.num}"]
     points = sweep_plan.plan(swept("schedule.p_L=0.6,0.8", *follows, *SMALL))
@@ -85,7 +91,7 @@ def test_a_setting_may_follow_from_one_that_is_swept(swept):
     [
         (
             "seed=0,x",
-            r"^in run 2 of 2 \(seed=x\): seed must be a whole number, 0 or more, got 'x'$",
+            r"^in run 2 of 2 \(seed=x\): seed must be a whole number, 0 to 9.*, got 'x'$",
         ),
         (
             "schedule.pL=1,2",
@@ -102,7 +108,20 @@ def test_a_setting_may_follow_from_one_that_is_swept(swept):
         ),
         (
             "seed=0,1 hydra.sweep.subdir=a-${hydra:job.num}",
-            r"^hydra\.sweep\.subdir=a-\$\{hydra:job\.num\} depends on the job's number, which",
+            r"^in run 1 of 2 \(seed=0\): multirun/digits/a-0 depends on hydra\.job\.num or",
+        ),
+        (
+            "seed=0,1 hydra.sweep.subdir=a-${hydra.job.num}",  # however it is written
+            r"^in run 1 of 2 \(seed=0\): multirun/digits/a-0 depends on hydra\.job\.num or",
+        ),
+        (
+            "schedule.p_L=0.5,0.6 seed=${hydra:job.num}",
+            r"^in run 1 of 2 \(schedule\.p_L=0\.5\): multirun/digits/resnet20-.* depends on",
+        ),
+        ("seed=0,1 hydra.job.chdir=true", "^hydra.job.chdir must be false, got true"),
+        (
+            "model=resnet_cifar,null",
+            r"^in run 2 of 2 \(model=null\): Config group override must be",
         ),
         ("sweep=p_L,p_L_depth", "^sweep must be one preset: several would not be applied$"),
         (
@@ -243,9 +262,9 @@ def test_what_runs_have_in_common_is_built_once(points, monkeypatch):
     for name in ("build_device", "build_data", "build_model", "check_optimization"):
         function = getattr(build, name)
 
-        def counted(*arguments, name=name, function=function):
+        def counted(*arguments, name=name, function=function, **more):
             calls.append(name)
-            return function(*arguments)
+            return function(*arguments, **more)
 
         counted.__name__ = name
         monkeypatch.setattr(build, name, counted)
@@ -266,7 +285,7 @@ def test_what_runs_have_in_common_is_built_once(points, monkeypatch):
         "build_device": 2,
         "build_data": 2,
         "build_model": 5,
-        "check_optimization": 3,
+        "check_optimization": 4,
     }
 
 
