@@ -39,8 +39,8 @@ def in_group(group: str, node: dict, error: Exception) -> str:
     text = one_line(error)
     if unknown := re.search(r"unexpected keyword argument '(\w+)'", text):
         if unknown[1] in node:
-            others = [name for name in node if name != unknown[1]]
-            return not_a_setting(f"{group}.{unknown[1]}", others)
+            hint = nearest(unknown[1], [name for name in node if name != unknown[1]]).rstrip(".")
+            return f"{group}.{unknown[1]} is not a setting of {node.get('_target_')}{hint}"
         return f"{group}._target_={node.get('_target_')} takes no {unknown[1]}, which it is given"
     twice = re.search(r"multiple values for argument '(\w+)'", text)
     if twice and twice[1] in node:

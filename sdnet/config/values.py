@@ -59,7 +59,6 @@ _PAIR = (
 )
 
 CHECKS = {
-    "name": _NAME,
     "seed": _whole(0, 2**63 - 1),
     "show": (lambda v: type(v) is bool or v == "time", "true, false or time"),
     "resume": _optional(_TEXT),
@@ -68,6 +67,7 @@ CHECKS = {
     "model.depth": _at_most(10**4),
     "model.blocks": _at_most(10**3),
     "dataset.name": _NAME,
+    "name": _NAME,  # often the data set's
     "dataset.root": _TEXT,
     "dataset.download": _BOOLEAN,
     "dataset.size": _at_most(4096),
@@ -193,8 +193,8 @@ def check(config: dict[str, Any]) -> None:
 
 
 def _leaves(node: Any, path: str):
-    """The (dotted name, value) pairs of a configuration at any depth."""
-    if not isinstance(node, dict | list):
+    """The (dotted name, value) pairs of a configuration at any depth, a target whatever it is."""
+    if not isinstance(node, dict | list) or path.endswith("_target_"):
         yield path, node
         return
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):

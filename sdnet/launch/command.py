@@ -1,7 +1,6 @@
 """The command `python train.py`, or `python -m sdnet train`: its errors and its exit status."""
 
 import os
-import re
 import sys
 from pathlib import Path
 from traceback import walk_tb
@@ -9,12 +8,13 @@ from typing import NoReturn
 
 import hydra
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from sdnet import processes
 from sdnet.config import compose
-from sdnet.config.errors import explain
+from sdnet.config.errors import ConfigError, RunError, explain
 from sdnet.launch.job import job
 from sdnet.launch.provenance import remember_command
 
@@ -44,12 +44,12 @@ def run_command() -> NoReturn:
         sys.argv.append("hydra.mode=MULTIRUN")  # with or without -m
     compose.register_presets()
     status: int | str = 0
+    mistake = None
     try:
         hydra.main(version_base="1.3", config_path=str(SETTINGS), config_name="config")(job)()
     except SystemExit as ended:
-        if full and ended.__cause__ is not None:  # a job's mistake
-            raise ended.__cause__ from None
-        raise
+        mistake = ended.__cause__ if full else None  # a job's, see there
+        status = ended.code
     except KeyboardInterrupt:
         status = 130
     except Exception as error:
@@ -59,6 +59,8 @@ def run_command() -> NoReturn:
             if not processes.is_main():
                 print(f"error on rank {processes.environment()[0]}: {error}", file=sys.__stderr__)
             raise
+    if mistake is not None:
+        raise mistake
     sys.exit(status)
 
 
@@ -80,12 +82,26 @@ def _has_begun(error: Exception) -> bool:
 
 def _explain(error: Exception, typed: list[str]) -> str:
     """What is wrong with what was typed, also where Hydra did not expect it."""
-    if isinstance(error, (*MISTAKES, yaml.YAMLError)):
+    if isinstance(error, ConfigError | RunError):
         return explain(error)
     for word in typed:
-        key, _, value = word.lstrip("+").partition("=")
+        key, _, text = word.lstrip("+").partition("=")
         members = sorted(file.stem for file in (SETTINGS / key).glob("*.yaml")) if key else []
-        if members and not re.fullmatch(r"(?!null$)[a-zA-Z]\w*(/\w+)*", value):
-            none = "; for none leave it out" if value == "null" else ""
-            return f"{key} must be one of {', '.join(members)}, got {value}{none}"
-    return f"{' '.join(typed)} cannot be composed: {type(error).__name__}: {explain(error)}"
+        if members and not _is_name(word):
+            none = "; for none leave it out" if text == "null" else ""
+            return f"{key} must be one of {', '.join(members)}, got {text}{none}"
+    message = explain(error)
+    if not isinstance(error, (*MISTAKES, yaml.YAMLError)):
+        message = f"{type(error).__name__}: {message}"
+    keys = [word.lstrip("+~").partition("=")[0] for word in typed]
+    named = any(key and key in message for key in keys)
+    return message if named else f"{message} (in: {' '.join(typed)})"
+
+
+def _is_name(override: str) -> bool:
+    """Whether an override chooses a member, or several, of a group: no for null or a number."""
+    try:
+        value = OverridesParser.create().parse_override(override).value()
+    except HydraException:
+        return True  # of which Hydra itself says what is wrong
+    return all(isinstance(name, str) for name in (value if isinstance(value, list) else [value]))

@@ -50,7 +50,8 @@ def show(config: dict[str, Any]) -> None:
 
     size = processes.environment()[1]
     device = build.build_device(config)
-    build.build_wandb_mode(config)
+    if config["wandb"]["mode"] == "online":  # the others need nothing, and wandb is slow to import
+        build.build_wandb_mode(config)
     data = build.build_data(config, listing=True)
     build.check_batches(config, len(data.train), size)
     schedule = build.build_schedule(config)

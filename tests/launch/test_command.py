@@ -139,3 +139,17 @@ def test_a_sweep_without_what_reports_need_ends_well(tmp_path):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
     assert "no report: pandas is not installed; sdnet's extra `report` has it" in out
+
+
+@pytest.mark.parametrize(
+    "typed, ordered",
+    [
+        ("a=1 -m b=2", "-m a=1 b=2"),
+        ("a=1 --config-dir x b=2 --multirun ~c", "--config-dir x --multirun a=1 b=2 ~c"),
+        ("a=1 -cd x=y b=2", "-cd x=y a=1 b=2"),
+        ("--cfg job a=-1", "--cfg job a=-1"),
+        ("", ""),
+    ],
+)
+def test_options_may_stand_anywhere(typed, ordered):
+    assert command._options_first(typed.split()) == ordered.split()

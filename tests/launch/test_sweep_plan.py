@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -330,3 +331,18 @@ def test_the_runs_are_listed_with_their_depth_and_compute(points):
         ["c", "name=c", "to run", "1.50 of 3", "100.0%"],
     ]
     assert cells[-1][0].endswith(": 3 runs: 2 to run, 1 to resume")
+
+
+class FromValues:
+    """A schedule that needs the values of its tensors, which the meta device has not."""
+
+    def __call__(self, stage_blocks, progress=1.0):
+        return [p.item() for p in torch.linspace(1, 0.5, sum(stage_blocks))]
+
+
+def test_a_schedule_that_needs_values_is_planned_as_it_is_run(points, monkeypatch):
+    monkeypatch.setattr(build, "build_schedule", lambda config: FromValues())
+    point = points("a", "new")
+    sweep_plan.check([point], True, 1)
+    model = sweep_plan._network(point.config, sweep_plan._Once())
+    assert [block.survival for block in model.blocks] == [1.0, 0.75, 0.5]
