@@ -37,7 +37,7 @@ def small(tmp_path, monkeypatch, data):
 
     def make(*overrides, folder="run", world=ALONE, at_data=lambda: None):
         config = deepcopy(_composed(*SMALL, *overrides))
-        monkeypatch.setattr(build, "build_data", lambda config: at_data() or data)
+        monkeypatch.setattr(build, "build_data", lambda config, listing=False: at_data() or data)
         run = RunFolder(tmp_path / folder)
         if not run.holds_run():
             run.create(config, {})

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sdnet import processes
 from sdnet.config.errors import ConfigError, explain
-from sdnet.config.values import check
+from sdnet.config.values import as_meant, check
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import NOT_RESULT, canonical, determines_result, run_name
@@ -55,7 +55,7 @@ def register_presets() -> None:
 
 
 def _basename(path: str) -> str:
-    return Path(path).expanduser().resolve().name or "root"
+    return Path(str(path)).expanduser().resolve().name or "root"
 
 
 def _run_name(_root_: DictConfig) -> str:
@@ -67,13 +67,22 @@ def _run_name(_root_: DictConfig) -> str:
 
 def _run_dir(time: str, _root_: DictConfig) -> str:
     """Where Hydra makes the folder; the current one where nothing is to be made."""
-    if _root_.show or not processes.is_main():
+    if _root_.get("show") or not processes.is_main():
         return "."
-    if _root_.resume is not None:
+    if _root_.get("resume") is not None:
         folder = RunFolder(str(_root_.resume))
         return str(folder.path) if folder.holds_run() else "."
     name = _run_name(_root_)
     return "." if name == "." else f"outputs/{name}/{time}"
+
+
+def check_hydra(hydra: DictConfig) -> None:
+    """Refuses what Hydra would do and the rest of the project does not expect."""
+    if hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir must be false, got true: paths are relative to where the command was "
+            "typed"
+        )
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -87,6 +96,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         config = OmegaConf.to_container(plain, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
+    as_meant(config)
     check(config)
     return config
 

@@ -5,12 +5,11 @@ import inspect
 import os
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object
 
-from sdnet.config.errors import ConfigError, in_group
+from sdnet.config.errors import ConfigError, in_group, nearest, one_line, place_of
 from sdnet.models.schedules import ScheduleError
 
 ALLOW_VARIABLE = "SDNET_ALLOW_TARGETS"
@@ -46,15 +45,7 @@ def check_target(path: str, target: Any) -> None:
     """
     listed = [t.strip() for t in os.environ.get(ALLOW_VARIABLE, "").split(",")]
     if isinstance(target, str) and target and target in listed:
-        try:
-            get_object(target)
-        except Exception as error:
-            why = " ".join(str(error).split())
-            raise ConfigError(
-                f"{path}={target} cannot be imported ({why}). The folder that holds "
-                f"{target.split('.')[0]} must be where Python looks: PYTHONPATH=. before the "
-                f"command adds the current one"
-            ) from error
+        _find(path, target)
         return
     # Nothing is imported for a name that starts elsewhere: importing runs code.
     known = isinstance(target, str) and f"{target}.".startswith(HOMES) and "._" not in target
@@ -66,6 +57,41 @@ def check_target(path: str, target: Any) -> None:
         f"{path}={target} {problem} here: a target must be a block, network, schedule, data "
         f"set or optimizer of sdnet or torch, in its own group. To use one of your own, list it in "
         f"the environment variable {ALLOW_VARIABLE}."
+    )
+
+
+def _find(path: str, target: str) -> None:
+    """Imports a listed target; a ConfigError says why that fails, as only its author can know."""
+    module, names = _module_of(path, target)
+    found: Any = module
+    for name in names:
+        if not hasattr(found, name):
+            hint = nearest(name, [n for n in dir(found) if not n.startswith("__")])
+            raise ConfigError(
+                f"{path}={target} cannot be found: {getattr(found, '__file__', found)} has no "
+                f"{name}{hint}"
+            )
+        found = getattr(found, name)
+
+
+def _module_of(path: str, target: str) -> tuple[Any, list[str]]:
+    """The longest beginning of a dotted name that is a module, imported, and the names after it."""
+    parts = target.split(".")
+    for n in range(len(parts), 0, -1):
+        name = ".".join(parts[:n])
+        try:
+            return importlib.import_module(name), parts[n:]
+        except Exception as error:
+            missing = getattr(error, "name", None) if isinstance(error, ImportError) else None
+            if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{missing}."):
+                continue  # a class in a module, it may be
+            raise ConfigError(
+                f"{path}={target} cannot be imported: {type(error).__name__}: {one_line(error)} "
+                f"({place_of(error)})"
+            ) from error
+    raise ConfigError(
+        f"{path}={target} cannot be imported: there is no module {parts[0]}. The folder that holds "
+        f"it must be where Python looks: PYTHONPATH=. before the command adds the current one"
     )
 
 
@@ -102,6 +128,27 @@ def _is_building_block(found: Any, ours: str | None, base: str | None) -> bool:
     )
 
 
+def check_flags(group: str, node: dict[str, Any]) -> None:
+    """Refuses what is no bool where a group's target says that it takes one, as torch's do.
+
+    Python would take any text for true.
+    """
+    for name, hint in _hints(_locate(node["_target_"])).items():
+        kinds = set(get_args(hint)) or {hint}
+        if name in node and bool in kinds <= {bool, type(None)}:
+            value = node[name]
+            if type(value) is not bool and not (value is None and type(None) in kinds):
+                raise ConfigError(f"{group}.{name} must be true or false, got {value!r}")
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    """The types of a target's arguments, where it tells them."""
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except Exception:  # names that are not there, things that are no function
+        return {}
+
+
 def instantiate(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
     """The object that a group of the checked configuration describes.
 
@@ -120,6 +167,4 @@ def instantiate(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -
         cause = error.__cause__ if isinstance(error, InstantiationException) else error
         if isinstance(cause, ScheduleError):  # found by the network that was given it
             raise ConfigError(in_group("schedule", config["schedule"], cause)) from error
-        if isinstance(cause, ValueError | TypeError | OSError):
-            raise ConfigError(in_group(group, config[group], cause)) from error
-        raise
+        raise ConfigError(in_group(group, config[group], cause or error)) from error

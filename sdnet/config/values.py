@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from sdnet.config.errors import ConfigError, not_a_setting
-from sdnet.config.targets import check_target
+from sdnet.config.targets import TARGETS, check_flags, check_target
 
 
-def _whole(minimum: int) -> tuple[Callable, str]:
-    return lambda v: type(v) is int and v >= minimum, f"a whole number, {minimum} or more"
+def _whole(minimum: int, most: int | None = None) -> tuple[Callable, str]:
+    upper = f"{minimum} or more, a billion at most" if most is None else f"{minimum} to {most}"
+    most = 10**9 if most is None else most
+    return lambda v: type(v) is int and minimum <= v <= most, f"a whole number, {upper}"
 
 
 def _number(minimum: float, above: bool = False) -> tuple[Callable, str]:
@@ -27,6 +29,19 @@ def _one_of(*choices: str) -> tuple[Callable, str]:
 
 def _optional(check: tuple[Callable, str]) -> tuple[Callable, str]:
     return lambda v: v is None or check[0](v), f"{check[1]}, or null"
+
+
+def _at_most(most: int) -> tuple[Callable, str]:
+    """For what the target checks itself, but for a size that would fill the memory."""
+
+    def valid(v: Any) -> bool:
+        return not any(type(n) is int and n > most for n in (v if isinstance(v, list) else [v]))
+
+    return valid, f"at most {most}"
+
+
+def _is_fraction(v: Any) -> bool:
+    return type(v) in (int, float) and 0 <= v < 1
 
 
 _BOOLEAN = (lambda v: type(v) is bool, "true or false")
@@ -47,34 +62,35 @@ _NAME = (
     ),
     f'a name for a folder, printable, of at most {LONGEST} bytes, without / \\ : "',
 )
-
 _PAIR = (
-    lambda v: (
-        isinstance(v, list) and len(v) == 2 and all(type(b) is float and 0 <= b < 1 for b in v)
-    ),
+    lambda v: isinstance(v, list) and len(v) == 2 and all(map(_is_fraction, v)),
     "two numbers b with 0 <= b < 1",
 )
 
 CHECKS = {
-    "name": _NAME,
-    "seed": _whole(0),
+    "seed": _whole(0, 2**63 - 1),
     "show": (lambda v: type(v) is bool or v == "time", "true, false or time"),
     "resume": _optional(_TEXT),
     "retry_failed": _BOOLEAN,
     "model.name": _NAME,
+    "model.depth": _at_most(10**4),
+    "model.blocks": _at_most(10**3),
     "dataset.name": _NAME,
+    "name": _NAME,  # often the data set's
     "dataset.root": _TEXT,
     "dataset.download": _BOOLEAN,
+    "dataset.size": _at_most(4096),
+    "dataset.resize": _at_most(4096),
     "dataset.shift": _whole(0),
     "dataset.flip": _BOOLEAN,
     "schedule.name": _NAME,
     "optimizer.lr": _number(0, above=True),
-    "optimizer.momentum": _number(0),
+    "optimizer.momentum": (_is_fraction, "a number of at least 0 and below 1"),
     "optimizer.betas": _PAIR,
     "optimizer.nesterov": _BOOLEAN,
     "optimizer.weight_decay": _number(0),
     "optimizer.skipped_update": _one_of("decay", "freeze"),
-    "trainer.epochs": _whole(1),
+    "trainer.epochs": _whole(1, 10**6),
     "trainer.batch_size": _whole(2),  # BatchNorm needs two values
     "trainer.accumulate": _whole(1),
     "trainer.checkpoint_blocks": _optional(_whole(1)),
@@ -88,8 +104,8 @@ CHECKS = {
     "trainer.log_every": _whole(1),
     "trainer.device": _DEVICE,
     "trainer.precision": _one_of("fp32", "tf32", "bf16"),
-    "trainer.threads": _optional(_whole(1)),
-    "trainer.workers": _optional(_whole(0)),
+    "trainer.threads": _optional(_whole(1, 1024)),
+    "trainer.workers": _optional(_whole(0, 256)),
     "trainer.channels_last": _BOOLEAN,
     "trainer.deterministic": _BOOLEAN,
     "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
@@ -106,13 +122,42 @@ CHECKS = {
     ),
 }
 
-# Keys of a group that are ours and have no default: a file of one's own must hold them.
-REQUIRED = {
+# Where a whole number is taken for the text that was typed: name=2025, dataset.root=2025.
+TEXTS = ("name", "resume", *(key for key in CHECKS if key.endswith((".name", ".root"))))
+TEXTS += ("wandb.project", "wandb.entity", "wandb.group")
+GROUPS = (*TARGETS, "trainer", "wandb")
+# What has no default: a file of one's own must hold it. Of the rest the target has its defaults.
+REQUIRED = {key: allowed for key, (_, allowed) in CHECKS.items() if key.count(".") == 0}
+REQUIRED |= {f"{group}._target_": "what makes the object" for group in TARGETS}
+REQUIRED |= {
     "dataset.name": "a name for the data set",
     "dataset.validation": "how many training images to set aside, or 0",
     "dataset.normalization": "pixel, channel or imagenet",
+    "optimizer.lr": CHECKS["optimizer.lr"][1],
     "optimizer.skipped_update": "decay or freeze",
 }
+REQUIRED |= {k: v[1] for k, v in CHECKS.items() if k.startswith(("trainer.", "wandb."))}
+
+
+def as_meant(config: dict[str, Any]) -> None:
+    """Makes, in place, what was typed into what is meant where that is plain: 2025 into "2025"."""
+    for key in TEXTS:
+        node, name = _place(config, key)
+        if type(node.get(name)) is int:
+            node[name] = str(node[name])
+    node, name = _place(config, "wandb.tags")
+    if isinstance(node.get(name), list):
+        node[name] = [str(tag) if type(tag) is int else tag for tag in node[name]]
+    node, name = _place(config, "optimizer.betas")
+    if isinstance(node.get(name), list):  # torch wants them of one type
+        node[name] = [float(b) if type(b) is int else b for b in node[name]]
+
+
+def _place(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """Where a setting stands, if anywhere: in its group, or at the top."""
+    group, _, name = key.rpartition(".")
+    node = config.get(group) if group else config
+    return (node if isinstance(node, dict) else {}), name
 
 
 def check(config: dict[str, Any]) -> None:
@@ -121,32 +166,46 @@ def check(config: dict[str, Any]) -> None:
     Raises:
         ConfigError: naming the setting, its value and what is allowed.
     """
+    top = [*(key for key in CHECKS if "." not in key), *GROUPS]
+    for name in config:
+        if name not in top:
+            raise ConfigError(not_a_setting(str(name), sorted(top)))
+    for group in GROUPS:
+        if not isinstance(config.get(group), dict):
+            got = f", got {config[group]!r}" if group in config else ""
+            raise ConfigError(f"{group} must be a group of settings, chosen as {group}=...{got}")
     for key, meaning in REQUIRED.items():
-        group, _, name = key.rpartition(".")
-        if group in config and name not in config[group]:
-            how = f"in its group's file or as {key}=..."
+        node, name = _place(config, key)
+        if name not in node:
+            how = f"in its group's file or as {key}=..." if "." in key else f"as {key}=..."
             raise ConfigError(f"{key} must be given, {how}: {meaning}")
     for key, (valid, allowed) in CHECKS.items():
-        group, _, name = key.rpartition(".")
-        node = config.get(group, {}) if group else config
+        node, name = _place(config, key)
         if name in node and not valid(node[name]):
-            raise ConfigError(f"{key} must be {allowed}, got {node[name]!r}")
+            hint = ""
+            if key in TEXTS and type(node[name]) in (bool, float):
+                hint = f"""; as a text it is quoted: '{key}="{str(node[name]).lower()}"'"""
+            raise ConfigError(f"{key} must be {allowed}, got {node[name]!r}{hint}")
     for path, value in _leaves(config, ""):
         if isinstance(value, str) and "${" in value:
             # Hydra would resolve it once more, after the targets were checked.
             raise ConfigError(f"{path} must not hold an interpolation as text, got {value!r}")
         if path.endswith("_target_"):
             check_target(path, value)
+    for group in TARGETS:
+        if config[group].get("_partial_"):
+            raise ConfigError(f"{group}._partial_ must be false: the run needs the object itself")
+        check_flags(group, config[group])
     for group in ("trainer", "wandb"):  # of the other groups a target says what it takes
         known = [key.partition(".")[2] for key in CHECKS if key.startswith(f"{group}.")]
-        for name in config.get(group, {}):
+        for name in config[group]:
             if name not in known:
                 raise ConfigError(not_a_setting(f"{group}.{name}", known))
 
 
 def _leaves(node: Any, path: str):
-    """The (dotted name, value) pairs of a configuration at any depth."""
-    if not isinstance(node, dict | list):
+    """The (dotted name, value) pairs of a configuration at any depth, a target whatever it is."""
+    if not isinstance(node, dict | list) or path.endswith("_target_"):
         yield path, node
         return
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):

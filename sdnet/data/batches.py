@@ -13,6 +13,20 @@ def share(count: int, rank: int, ranks: int) -> slice:
     return slice(count * rank // ranks, count * (rank + 1) // ranks)
 
 
+def part_sizes(size: int, batch_size: int, accumulate: int, ranks: int) -> list[list[int]]:
+    """For each process the images in the parts in which it computes a mini-batch of `size`.
+
+    The last mini-batch of an epoch is divided into fewer, nearly equal parts: as many in every
+    process, and of two images or more where there are so many.
+    """
+    full = -(-batch_size // (accumulate * ranks))
+    largest, smallest = -(-size // ranks), size // ranks
+    count = max(1, min(-(-largest // full), smallest // 2))
+    slices = [share(size, rank, ranks) for rank in range(ranks)]
+    shares = [s.stop - s.start for s in slices]
+    return [[n // count + (i < n % count) for i in range(count)] for n in shares]
+
+
 class Batches:
     """What the loaders have in common: the order of the images and their division into batches.
 

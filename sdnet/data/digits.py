@@ -7,6 +7,7 @@ import numpy as np
 
 from sdnet.data.split import Source, Split
 
+LARGEST = 512  # pixels of an edge: half a gigabyte of images
 DIGITS_ORDER = Path(__file__).with_name("digits_order.txt")
 
 
@@ -20,8 +21,8 @@ def digits(size: int = 16) -> Source:
     """
     from PIL import Image
 
-    if not isinstance(size, int) or size < 8:
-        raise ValueError(f"size must be a whole number of pixels, 8 or more, got {size!r}")
+    if type(size) is not int or not 8 <= size <= LARGEST:
+        raise ValueError(f"size must be a whole number of pixels, 8 to {LARGEST}, got {size!r}")
     table = _read_digits()
     images = np.stack(
         [

@@ -37,6 +37,8 @@ def image_folder(root: str, size: int | None = None) -> Source:
         ValueError: a missing folder, a class without images or unknown to `train`, an image that
             cannot be read or has another size (named), or more images than fit in memory.
     """
+    if size is not None and (type(size) is not int or size < 1):
+        raise ValueError(f"size must be a whole number of pixels, 1 or more, or null, got {size!r}")
     folder, classes, listing = _list_folder(root)
     pixels = _decode(folder, listing, size)
     ends = np.cumsum([len(part) for part in listing.values()])

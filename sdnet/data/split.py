@@ -58,6 +58,11 @@ class Split:
         return Split(self.images, self.labels[rows], self.indices[rows])
 
 
+def is_counted(part: Any) -> bool:
+    """Whether the images of a part were only counted: all its zeros are one."""
+    return isinstance(part, Split) and not any(part.images.strides)
+
+
 @dataclass(frozen=True)
 class Reading:
     """How an image file becomes an image (size, size, 3).

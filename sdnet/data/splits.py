@@ -36,17 +36,9 @@ class Normalization:
         the paper does; `channel` uses one mean and standard deviation per channel; `imagenet` takes
         those that torchvision's networks were trained with, for colour images of any origin.
         """
-        check_choice("normalization", kind, cls.KINDS)
-        channels = images.shape[-1]
-        if kind == "imagenet" and channels != 3:
-            raise ValueError(f"normalization imagenet is for 3 channels, these have {channels}")
+        cls.check(images, kind)
         if kind == "imagenet":
             return cls(*(255 * np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)))
-        if isinstance(images, Files):
-            raise ValueError(
-                f"normalization must be imagenet for images that are read as they are needed, "
-                f"got {kind!r}"
-            )
         total, squares = np.zeros((2, *images[:1].shape[1:]), np.int64)
         for i in range(0, len(images), 256):  # a block at a time: no float copy of the data set
             block = images[i : i + 256]
@@ -63,6 +55,19 @@ class Normalization:
             variance = variance.mean()
         std = np.where(variance > 0, np.sqrt(variance), 1.0)  # a constant channel stays as it is
         return cls(mean.astype(np.float32), std.astype(np.float32))
+
+    @classmethod
+    def check(cls, images: Split | Files | np.ndarray, kind: str) -> None:
+        """Raises a ValueError where `fit` would."""
+        check_choice("normalization", kind, cls.KINDS)
+        channels = images.shape[-1]
+        if kind == "imagenet" and channels != 3:
+            raise ValueError(f"normalization imagenet is for 3 channels, these have {channels}")
+        if kind != "imagenet" and isinstance(images, Files):
+            raise ValueError(
+                f"normalization must be imagenet for images that are read as they are needed, "
+                f"got {kind!r}"
+            )
 
 
 @dataclass
@@ -119,6 +124,7 @@ def prepare(
             f"validation={validation} leaves no training image of {names}: {len(source.train)} "
             f"images are too few for it"
         )
+    Normalization.check(train, normalization)
     fitted = None if LISTING.get() else Normalization.fit(train, normalization)
     return Data(train, held_out, source.test, source.classes, fitted)
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
@@ -69,9 +70,13 @@ def _torchvision(name: str, root: str, files: str, **options: Any) -> Any:
     """A data set of torchvision's; `files` says what it could not find or download."""
     from torchvision import datasets
 
+    there = os.path.exists(root)
     try:
         return getattr(datasets, name)(root, **options)
     except (OSError, RuntimeError) as error:  # no network; missing or damaged files
+        if not there:
+            with suppress(OSError):
+                os.rmdir(root)  # which torchvision has made
         raise ValueError(
             f"root {root!r} does not hold {name}, and it could not be downloaded there "
             f"({error}); put {files} there"

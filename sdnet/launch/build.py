@@ -1,6 +1,5 @@
 """From a checked configuration to the objects of a run."""
 
-import inspect
 from functools import partial
 from typing import Any
 
@@ -8,7 +7,9 @@ from torch import nn
 
 from sdnet import rng
 from sdnet.config import targets
-from sdnet.config.errors import ConfigError, errors_of
+from sdnet.config.errors import ConfigError, errors_of, not_a_setting
+from sdnet.launch import trial
+from sdnet.models.gates import granularity_of
 from sdnet.training import device as devices
 from sdnet.training.distributed import ALONE, World
 
@@ -36,7 +37,38 @@ def _build_data(config: dict[str, Any]):
             f"{type(source).__name__}"
         )
     with errors_of(config, "dataset"):
-        return prepare(source, dataset["validation"], dataset["normalization"], config["seed"])
+        data = prepare(source, dataset["validation"], dataset["normalization"], config["seed"])
+    _check_augmentation(dataset, data.train)
+    return data
+
+
+def _check_augmentation(dataset: dict[str, Any], images) -> None:
+    from sdnet.data.split import Files
+
+    if "shift" in dataset and isinstance(images, Files):
+        others = [name for name in dataset if name != "shift"]
+        raise ConfigError(not_a_setting("dataset.shift", others))
+    edge = min(images.shape[:2])
+    if dataset.get("shift", 0) >= edge:
+        raise ConfigError(
+            f"dataset.shift must be less than the images' edge, {edge}, got {dataset['shift']}"
+        )
+
+
+def read_data(config: dict[str, Any], listed, world: World = ALONE):
+    """The data of a run, of which `build_data` has made a listing; read now where only counted."""
+    from dataclasses import replace
+
+    from sdnet.data.split import is_counted
+    from sdnet.data.splits import Normalization
+
+    if listed.normalization is not None:
+        return listed
+    if is_counted(listed.train):
+        with world.one_first():
+            return build_data(config)
+    fitted = Normalization.fit(listed.train, config["dataset"]["normalization"])
+    return replace(listed, normalization=fitted)
 
 
 def build_schedule(config: dict[str, Any]):
@@ -55,6 +87,12 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int, sche
 
     Its target is called with these three as well: schedule=, num_classes= and in_channels=.
     """
+    given = [n for n in ("schedule", "num_classes", "in_channels") if n in config["model"]]
+    if given:
+        raise ConfigError(
+            f"model.{given[0]} follows from the schedule and the data set: leave it out, got "
+            f"{config['model'][given[0]]!r}"
+        )
     schedule = schedule or build_schedule(config)
     with rng.torch_seeded(config["seed"], "init"):
         model = targets.instantiate(
@@ -79,6 +117,8 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int, sche
                 f"sdnet's ResidualBlock, got {config['trainer']['compile']}"
             )
     _check_blocks(model, schedule)
+    with errors_of(config, "model"):
+        granularity_of(model)
     return model
 
 
@@ -136,34 +176,23 @@ def build_wandb_mode(config: dict[str, Any]) -> str:
         return tracking.resolve_mode(config["wandb"]["mode"])
 
 
-def build_optimization(config: dict[str, Any], model):
-    """The optimizer of the model's parameters, and the learning-rate schedule."""
-    from sdnet.training.optim import factor_of
+def build_optimization(config: dict[str, Any], model, device="cpu"):
+    """The optimizer of the model's parameters, and the learning-rate schedule; both are tried.
 
-    optimizer = targets.instantiate(config, "optimizer", model.parameters())
+    Args:
+        device: on which the run will be computed.
+    """
+    make = partial(targets.instantiate, config, "optimizer")
+    trial.check_optimizer(config, make, device)
     lr_schedule = targets.instantiate(config, "lr_schedule")
-    epochs = config["trainer"]["epochs"]
-    for epoch in (0.0, epochs / 2, epochs - 1.0):
-        try:
-            factor_of(lr_schedule, epoch, epochs)
-        except Exception as error:
-            called = f"called with {epoch:g}, {epochs} it fails"
-            raise ConfigError(f"lr_schedule: {called}: {error}") from error
-    return optimizer, lr_schedule
+    trial.check_rates(config, lr_schedule)
+    return make(model.parameters()), lr_schedule
 
 
-def check_optimization(config: dict[str, Any], model) -> None:
+def check_optimization(config: dict[str, Any], model, device="cpu") -> None:
     """Finds the mistakes that `build_optimization` would find, a second faster."""
-    from torch.optim import Optimizer
-
-    # torch has decorated this method so that its first call imports torch's compiler; without the
-    # decorator it does the same.
-    decorated = Optimizer.add_param_group
-    Optimizer.add_param_group = inspect.unwrap(decorated)
-    try:
-        build_optimization(config, model)
-    finally:
-        Optimizer.add_param_group = decorated
+    with trial.quick_optimizers():
+        build_optimization(config, model, device)
 
 
 def build_trainer(config: dict[str, Any], run, world: World = ALONE):
@@ -174,16 +203,18 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     """
     import torch
 
-    from sdnet.launch.trial import try_network
+    from sdnet.launch.own_network import try_network
     from sdnet.training.trainer import Trainer
 
     settings = config["trainer"]
     device = build_device(config, world)
     with world.one_first():
-        data = build_data(config)
+        data = build_data(config, listing=True)
     check_batches(config, len(data.train), world.size)
     schedule = build_schedule(config)
     model = build_model(config, len(data.classes), data.image_shape[0], schedule)
+    shape, images = data.image_shape, len(data.train)
+    trial.check_least_rows(config, model, schedule, shape, images, world.size)
     if settings["sync_batchnorm"]:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
@@ -193,7 +224,8 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
         from sdnet.models.compile import compile_branches
 
         compile_branches(model)
-    optimizer, lr_schedule = build_optimization(config, model)
+    optimizer, lr_schedule = build_optimization(config, model, device)
+    data = read_data(config, data, world)  # nothing is decoded before all is checked
     loaders = build_loaders(config, data, device, world)
     world.meet()  # a mistake that one of them finds is found before the run folder is made
     return Trainer(model, schedule, optimizer, lr_schedule, loaders, config, run, world)

@@ -5,46 +5,61 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from sdnet import processes
 from sdnet.config import compose
-from sdnet.config.errors import ConfigError, RunError
+from sdnet.config.errors import RunError, explain
 from sdnet.runs.folder import RunFolder
 
 
 def job(cfg: DictConfig) -> float | None:
     """Called by Hydra, once for each run; returns the lowest validation error in percent."""
     hydra = HydraConfig.get()
+    in_sweep = hydra.mode == RunMode.MULTIRUN
+    if hydra.job.chdir:
+        os.chdir(hydra.runtime.cwd)
     folder = Path(os.path.relpath(hydra.runtime.output_dir))
     try:
+        compose.check_hydra(hydra)
         config = compose.resolve(cfg)
         if config["resume"] is not None:
             config = compose.resumed(config, hydra.overrides.task)
         if config["show"]:
             return show(config) if processes.is_main() else None
-        return train(config, folder, hydra.mode == RunMode.MULTIRUN)
-    except ConfigError:
+        return train(config, folder, in_sweep)
+    except (HydraException, OmegaConfBaseException) as error:
+        if in_sweep:
+            raise
+        # Where a job raises an error, Hydra prints a line with all overrides before it.
+        raise SystemExit(f"error: {explain(error)}") from error
+    finally:
         compose.remove_empty(folder)
-        raise
 
 
 def show(config: dict[str, Any]) -> None:
     """Prints what would be trained."""
     from sdnet.analysis.plan import show_plan
     from sdnet.launch import build, measure
+    from sdnet.launch.own_network import try_network
     from sdnet.launch.progress import duration
-    from sdnet.launch.trial import try_network
+    from sdnet.launch.trial import check_least_rows
     from sdnet.listeners import console
 
-    build.build_device(config)
+    size = processes.environment()[1]
+    device = build.build_device(config)
+    if config["wandb"]["mode"] == "online":  # the others need nothing, and wandb is slow to import
+        build.build_wandb_mode(config)
     data = build.build_data(config, listing=True)
-    build.check_batches(config, len(data.train), processes.environment()[1])
+    build.check_batches(config, len(data.train), size)
     schedule = build.build_schedule(config)
     model = build.build_model(config, len(data.classes), data.image_shape[0], schedule)
     try_network(model, data.image_shape, len(data.classes))
-    build.check_optimization(config, model)
+    check_least_rows(config, model, schedule, data.image_shape, len(data.train), size)
+    build.check_optimization(config, model, device)
     shown = console.set_up()
     show_plan(shown, config, data, build.planned(model, schedule))
     if config["show"] == "time":

@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from rich import box
 from rich.console import Console
@@ -25,9 +25,11 @@ from rich.table import Table
 
 from sdnet.config import compose
 from sdnet.config.errors import ConfigError, explain
+from sdnet.data.split import is_counted
 from sdnet.launch import build
+from sdnet.launch.own_network import try_network
 from sdnet.launch.progress import duration, seconds_taken
-from sdnet.launch.trial import try_network
+from sdnet.launch.trial import check_least_rows
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import identity
 
@@ -69,12 +71,7 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
         ConfigError: a point that is no valid configuration, with its overrides; or whose folder
             holds another run.
     """
-    subdir = str(OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"])
-    if "hydra:job" in subdir:
-        raise ConfigError(
-            f"hydra.sweep.subdir={subdir} depends on the job's number, which changes when a sweep "
-            f"continues"
-        )
+    compose.check_hydra(config.hydra)
     points = {}
     every = _expand(config, grid)
     common = set(every[0]).intersection(*every)
@@ -142,16 +139,17 @@ def _values(override: Override) -> list[str]:
 def _compose(
     config: DictConfig, overrides: list[str], number: int, label: str, swept: str
 ) -> Point:
-    composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
-    with open_dict(composed):
-        composed.hydra.job.id = composed.hydra.job.num = number
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(composed)  # for ${hydra:...} in the folder's name
     try:
-        plain = compose.resolve(composed)
-        folder = Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
-    finally:
-        HydraConfig.instance().cfg = before
+        composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
+    except Exception as error:
+        raise ConfigError(explain(error)) from error
+    plain, folder = _resolve(composed, number)
+    other, other_folder = _resolve(composed, number + 1)
+    if folder != other_folder or identity(plain) != identity(other):
+        raise ConfigError(
+            f"{folder} depends on hydra.job.num or hydra.job.id, which are others when a sweep "
+            f"continues"
+        )
     if plain["resume"] is not None:
         raise ConfigError(
             "resume= continues a single run; a sweep continues by itself, leave it out"
@@ -162,6 +160,19 @@ def _compose(
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return Point(overrides, label, swept, plain, run, run.state())
+
+
+def _resolve(composed: DictConfig, number: int) -> tuple[dict[str, Any], Path]:
+    """The plain configuration of a point and its folder, as the job of that number."""
+    with read_write(composed.hydra), open_dict(composed.hydra):
+        composed.hydra.job.id = composed.hydra.job.num = number
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(composed)  # for ${hydra:...} in the folder's name
+    try:
+        plain = compose.resolve(composed)
+        return plain, Path(composed.hydra.sweep.dir, composed.hydra.sweep.subdir)
+    finally:
+        HydraConfig.instance().cfg = before
 
 
 @contextmanager
@@ -185,18 +196,24 @@ def check(points: list[Point], local: bool, processes: int, listing: bool = Fals
         ConfigError: the first mistake, and the run in which it is.
     """
     seen = _Once()
-    facts = _listed if listing else _facts
-    for point in _telling("checked", points):
-        if not point.is_left():
-            continue
+    left = [point for point in points if point.is_left()]
+    for point in _telling("checked", left):
         config = point.config
         with _errors_in(point.label):
-            if local:
-                seen.call(build.build_device, config, ("trainer",))
-            build.check_batches(config, seen.call(facts, config, ("dataset",))[2], processes)
-            model = _network(config, seen, facts)
-            seen.call(build.check_optimization, config, ("optimizer", "lr_schedule"), model)
+            device = seen.call(build.build_device, config, ("trainer",)) if local else "cpu"
+            shape, _, images, _ = seen.call(_facts, config, ("dataset",))
+            build.check_batches(config, images, processes)
+            model = _network(config, seen)
+            least = (model, build.build_schedule(config), shape, images, processes)
+            groups = ("dataset", "model", "schedule", "trainer")
+            seen.call(check_least_rows, config, groups, *least)
+            groups = ("optimizer", "lr_schedule", "trainer")
+            seen.call(build.check_optimization, config, groups, model, device)
             seen.call(build.build_wandb_mode, config, ("wandb",))
+    for point in left if not listing else ():  # the slow part, once nothing else can be wrong
+        with _errors_in(point.label):
+            if seen.call(_facts, point.config, ("dataset",))[3]:
+                seen.call(build.build_data, point.config, ("dataset",))
 
 
 class _Once:
@@ -212,29 +229,28 @@ class _Once:
         return self.results[key]
 
 
-def _network(config: dict[str, Any], seen: _Once, facts: Callable):
+def _network(config: dict[str, Any], seen: _Once):
     """The network of a run on the meta device: shapes without values."""
-    image_shape, classes, _ = seen.call(facts, config, ("dataset",))
+    image_shape, classes, *_ = seen.call(_facts, config, ("dataset",))
 
     def network(config):
         schedule = build.build_schedule(config)
-        with torch.device("meta"):
+        try:
+            with torch.device("meta"):
+                model = build.build_model(config, classes, image_shape[0], schedule)
+            try_network(model, image_shape, classes)
+        except Exception:  # one's own may need values, as in `torch.linspace(...)[0].item()`
             model = build.build_model(config, classes, image_shape[0], schedule)
-        try_network(model, image_shape, classes)
+            try_network(model, image_shape, classes)
         return build.planned(model, schedule)
 
     return seen.call(network, config, ("dataset", "model", "schedule", "trainer"))
 
 
-def _facts(config: dict[str, Any], listing: bool = False) -> tuple[tuple[int, int, int], int, int]:
-    """(C, H, W), classes and training images of a data set, which is loaded for it."""
-    data = build.build_data(config, listing)
-    return data.image_shape, len(data.classes), len(data.train)
-
-
-def _listed(config: dict[str, Any]) -> tuple[tuple[int, int, int], int, int]:
-    """`_facts` of a data set whose images are counted only."""
-    return _facts(config, listing=True)
+def _facts(config: dict[str, Any]) -> tuple[tuple[int, int, int], int, int, bool]:
+    """(C, H, W), classes and training images of a data set, and whether it is yet to be read."""
+    data = build.build_data(config, listing=True)
+    return data.image_shape, len(data.classes), len(data.train), is_counted(data.train)
 
 
 def show(console: Console, points: list[Point]) -> None:
@@ -245,14 +261,14 @@ def show(console: Console, points: list[Point]) -> None:
     from sdnet.analysis.cost import network_cost
 
     def cost(config, model):
-        return network_cost(model, seen.call(_listed, config, ("dataset",))[0])
+        return network_cost(model, seen.call(_facts, config, ("dataset",))[0])
 
     seen = _Once()
     columns = ("run", "swept", "state", "expected depth", "expected compute")
     table = Table(*columns, box=box.SIMPLE)
     table.columns[0].overflow, table.columns[1].no_wrap = "fold", True
     for point in points:
-        model = _network(point.config, seen, _listed)
+        model = _network(point.config, seen)
         costs = seen.call(cost, point.config, ("dataset", "model", "schedule"), model)
         share = f"{costs.expected_share:.1%}"
         depth = f"{costs.expected_blocks:.2f} of {len(costs.blocks)}"

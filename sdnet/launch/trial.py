@@ -1,110 +1,123 @@
-"""A network of one's own, tried on a few images before its run begins."""
+"""What would end a run in its midst, tried before it begins."""
 
 import copy
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
+from torch.optim import Optimizer
 
-from sdnet.config.errors import ConfigError
-from sdnet.models.gates import Gated, gated_modules, set_gates
-
-ROWS = 4
-
-
-def is_own(module: nn.Module) -> bool:
-    """Whether a class of somebody else's made it."""
-    return type(module).__module__.partition(".")[0] != "sdnet"
+from sdnet import rng
+from sdnet.config.errors import ConfigError, one_line
+from sdnet.data.batches import part_sizes
+from sdnet.models.gates import gated_modules, granularity_of, set_gates, stage_blocks, subset_size
+from sdnet.models.schedules import survival_of
+from sdnet.training.optim import factor_of
 
 
-def try_network(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Computes some images, and each kind of block with open and with closed gates.
+def check_optimizer(config: dict[str, Any], make: Callable, device: torch.device | str) -> None:
+    """Takes two steps with an optimizer as the trainer does: without a closure, dense gradients.
 
-    sdnet's own networks pass unseen. The network is not changed, nor torch's generators.
-
-    Raises:
-        ConfigError: no logits (N, num_classes), or a block whose gate makes no difference.
+    Args:
+        make: the optimizer of a list of parameters.
     """
-    if not any(map(is_own, (model, *gated_modules(model)))):
-        return
-    device = next(model.parameters()).device
-    name = type(model).__name__
-    called: dict[type, tuple] = {}  # the first block of each kind, and what it was called with
-
-    def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        called.setdefault(type(block), (block, args, kwargs))
-
-    tried = copy.deepcopy(model).train()
-    blocks = gated_modules(tried)
-    for block in blocks:
-        block.register_forward_pre_hook(note, with_kwargs=True)
-    rows = () if blocks[0].granularity == "batch" else (ROWS,)
-    set_gates(tried, torch.ones(len(blocks), *rows, dtype=torch.bool))
-    with torch.no_grad(), _seeded(device):
-        images = torch.rand(ROWS, *image_shape, device=device)
+    target = config["optimizer"]["_target_"]
+    parameter = nn.Parameter(torch.zeros(2, 2, device=device))
+    with rng.torch_seeded(config["seed"], "trial"):
+        optimizer = make([parameter])
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigError(
+                f"optimizer._target_ must make a torch.optim.Optimizer, got "
+                f"{type(optimizer).__name__}"
+            )
         try:
-            logits = tried(images)
+            for _ in range(2):  # some settings matter from the second step on
+                parameter.grad = torch.zeros_like(parameter)
+                with torch.no_grad():
+                    inspect.unwrap(type(optimizer).step)(optimizer)
         except Exception as error:
-            found = f"{type(error).__name__}: {error}"
-            shape = tuple(images.shape)
-            raise ConfigError(f"model: {name} fails on images {shape}: {found}") from error
-    if not isinstance(logits, Tensor) or logits.shape != (ROWS, num_classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ConfigError(
+                f"optimizer._target_={target} cannot make a step here: {type(error).__name__}: "
+                f"{one_line(error)}"
+            ) from error
+
+
+def check_rates(config: dict[str, Any], lr_schedule: Any) -> None:
+    """Asks a learning-rate schedule for its first and its last factor."""
+    epochs = config["trainer"]["epochs"]
+    if not callable(lr_schedule):
         raise ConfigError(
-            f"model: {name} must give logits (N, {num_classes}) for images (N, C, H, W), got "
-            f"{got} for {tuple(images.shape)}"
+            f"lr_schedule._target_ must make a callable lr_schedule(epoch, epochs), got "
+            f"{type(lr_schedule).__name__}"
         )
-    if device.type == "meta":
-        return
-    for block, args, kwargs in called.values():
-        if is_own(block):
-            _try_gate(block, args, kwargs)
-
-
-def _try_gate(block: Gated, args: tuple, kwargs: dict[str, Any]) -> None:
-    """Open, closed and half open gates must make the difference that they are there for."""
-    block = copy.deepcopy(block).train()
-    device = next(block.parameters(), torch.empty(0)).device
-
-    def output(*is_open: bool) -> Any:
-        gates = is_open[:1] if block.granularity == "batch" else [is_open]
-        set_gates(block, torch.tensor(gates))
-        with _seeded(device):  # the same draw of dropout, should there be one
-            return block(*copy.deepcopy(args), **copy.deepcopy(kwargs))
-
-    with torch.no_grad(), _seeded(device):
-        for module in block.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()  # which would let a row see the others
-        for parameter in block.parameters():  # a branch that begins with zeros shows nothing
-            if parameter.is_floating_point():
-                parameter.normal_()
-        opened, closed = output(*[True] * ROWS), output(*[False] * ROWS)
-        if not isinstance(closed, Tensor) or not (opened.isfinite() & closed.isfinite()).all():
-            return
-        name = type(block).__name__
-        if opened.shape == closed.shape and torch.equal(opened, closed):
-            raise ConfigError(
-                f"model: {name} gives the same whether its gate is open or closed: its branch must "
-                f"be weighted by what branch_weight(x) gives"
-            )
-        if block.granularity == "batch":
-            return
-        half = output(*[row < ROWS // 2 for row in range(ROWS)])
-        if not torch.allclose(half[ROWS // 2 :], closed[ROWS // 2 :], atol=1e-5):
-            raise ConfigError(
-                f"model: {name} adds its branch to rows whose gate is closed: the weight has a "
-                f"row for each image, and with granularity subset the branch is for the rows "
-                f"that branch_weight(x) names"
-            )
+    for epoch in (0.0, epochs * (1 - 1e-9)):
+        try:
+            factor_of(lr_schedule, epoch, epochs)
+        except Exception as error:
+            found = one_line(error)
+            if not found.startswith("lr_schedule "):
+                found = f"called with {epoch:g}, {epochs} it fails: {type(error).__name__}: {found}"
+                found = f"lr_schedule: {found}"
+            raise ConfigError(found) from error
 
 
 @contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
-    """Inside it torch's generators begin anew; afterwards they are what they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+def quick_optimizers():
+    """Within the block an optimizer is made a second faster.
+
+    torch has decorated this method so that its first call imports torch's compiler; without the
+    decorator it does the same.
+    """
+    decorated = Optimizer.add_param_group
+    Optimizer.add_param_group = inspect.unwrap(decorated)
+    try:
         yield
+    finally:
+        Optimizer.add_param_group = decorated
+
+
+def check_least_rows(
+    config: dict[str, Any],
+    model: nn.Module,
+    schedule: Callable,
+    image_shape: Sequence[int],
+    images: int,
+    processes: int,
+) -> None:
+    """Computes the smallest part of an epoch's mini-batches where that is a single image or row.
+
+    BatchNorm cannot train on one value per channel, which is what a map of 1x1 then leaves it.
+    """
+    settings = config["trainer"]
+    size, accumulate = settings["batch_size"], settings["accumulate"]
+    steps = {min(size, images), images % size or size}
+    n = min(n for step in steps for p in part_sizes(step, size, accumulate, processes) for n in p)
+    blocks = stage_blocks(model)
+    ends = [survival_of(schedule, blocks, progress) for progress in (0.0, 1.0)]
+    subset = granularity_of(model) == "subset"
+    open_rows = [subset_size(n, min(p)) if subset else n for p in zip(*ends, strict=True)]
+    if min(open_rows) > 1:
+        return
+    model = copy.deepcopy(model).train()
+    x = torch.zeros(n, *image_shape, device=next(model.parameters()).device)
+    if granularity_of(model) == "batch":
+        gates = torch.ones(len(gated_modules(model)), dtype=torch.bool)
+    else:
+        gates = torch.arange(n) < torch.tensor(open_rows)[:, None]
+    set_gates(model, gates)
+    try:
+        with rng.torch_seeded(config["seed"], "trial"), torch.no_grad():
+            model(x)
+    except ValueError as error:
+        if "more than 1 value per channel" not in one_line(error):
+            raise
+        what = f"leaves {n} of {images} training images for the smallest part of a step"
+        if n > 1:
+            what += ", of which a branch under subset gates gets one"
+        raise ConfigError(
+            f"trainer.batch_size={size} {what}: too few for BatchNorm where maps are 1x1; choose "
+            f"another size"
+        ) from error

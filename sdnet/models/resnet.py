@@ -324,8 +324,8 @@ def tiny_resnet(
     rate rises linearly from 0 at the first block to `sd_max`, 0 <= sd_max < 1, at the last of all
     blocks, unless a `schedule` is given.
     """
-    if len(blocks) != 3:
-        raise ValueError(f"blocks must hold 3 numbers, one per stage, got {list(blocks)}")
+    if not isinstance(blocks, list | tuple) or len(blocks) != 3:
+        raise ValueError(f"blocks must hold 3 numbers, one per stage, got {blocks!r}")
     if schedule is None:
         p_L = 1.0 - check_drop_rate("sd_max", sd_max)
         schedule = LinearDecay(p_L=p_L, rule="timm")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sdnet.data.batches import share
+from sdnet.data.batches import part_sizes
 from sdnet.data.loader import Loader
 from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival, stage_blocks
 from sdnet.models.schedules import mean_survival, survival_of
@@ -177,17 +177,9 @@ class Trainer:
             self.survival = survival
 
     def part_sizes(self, size: int) -> list[list[int]]:
-        """For each process the images in the parts in which it computes a mini-batch of `size`.
-
-        The last mini-batch of an epoch is divided into fewer, nearly equal parts: as many in every
-        process, and of two images or more where there are so many.
-        """
-        full = -(-self.settings["batch_size"] // (self.settings["accumulate"] * self.world.size))
-        largest, smallest = -(-size // self.world.size), size // self.world.size
-        count = max(1, min(-(-largest // full), smallest // 2))
-        slices = [share(size, rank, self.world.size) for rank in range(self.world.size)]
-        shares = [s.stop - s.start for s in slices]
-        return [[n // count + (i < n % count) for i in range(count)] for n in shares]
+        """For each process the images in the parts in which it computes a mini-batch of `size`."""
+        settings = self.settings
+        return part_sizes(size, settings["batch_size"], settings["accumulate"], self.world.size)
 
     def parts(self, sizes: list[int], images: Tensor, labels: Tensor, gates: Tensor) -> Iterator:
         """This process's share of a mini-batch in parts of `sizes`, with gates for their rows."""

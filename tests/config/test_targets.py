@@ -1,6 +1,7 @@
 import copy
 import importlib
 import itertools
+import re
 import sys
 from types import ModuleType
 
@@ -84,16 +85,12 @@ def test_no_group_takes_a_target_from_elsewhere_at_any_depth(every_member, group
         values.check(config)
 
 
-@pytest.mark.parametrize("place", ["trainer", "wandb", "name", "own"])
+@pytest.mark.parametrize("place", ["trainer", "wandb", "", "own"])
 def test_where_no_object_is_made_no_target_is_allowed(every_member, place):
     config = copy.deepcopy(every_member[0])
-    node = config.setdefault(place, {})
-    if isinstance(node, str):
-        config = {"_target_": "sdnet.models.schedules.Constant"} | config
-        message = r"^_target_=sdnet\.models\.schedules\.Constant is not allowed"
-    else:
-        node["_target_"] = "torch.nn.ReLU"
-        message = rf"^{place}\._target_=torch\.nn\.ReLU is not allowed"
+    node = config.setdefault(place, {}) if place else config
+    node["_target_"] = "torch.nn.ReLU"
+    message = r"^trainer|wandb\._target_=torch\.nn\.ReLU is not allowed|^(own|_target_) is not a"
     with pytest.raises(ConfigError, match=message):
         values.check(config)
 
@@ -268,3 +265,43 @@ def test_what_a_target_finds_wrong_is_told_with_its_setting(target, settings, me
     with pytest.raises(ConfigError) as raised:
         targets.instantiate({"schedule": {"_target_": target} | settings}, "schedule")
     assert str(raised.value).startswith(message)
+
+
+def test_why_a_listed_target_cannot_be_had_is_said(monkeypatch, tmp_path):
+    """Not there, misspelt, or faulty: each is another thing to do."""
+    modules = {
+        "right_one": "class Block: pass\nclass Stem: pass\n",
+        "faulty_syntax": "x = 1\ndef f(:\n",
+        "faulty_import": "\nimport nowhere_to_be_found\n",
+        "faulty_line": "y = 2\nz = y / 0\n",
+    }
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = re.escape(str(tmp_path))
+    expected = {
+        "absent_one.Block": r"imported: there is no module absent_one\. .* PYTHONPATH=\. before",
+        "right_one.Blok": rf"found: {path}/right_one\.py has no Blok; did you mean Block\?$",
+        "right_one.Block.inner": r"found: <class 'right_one\.Block'> has no inner\.$",
+        "right_one.more.Block": rf"found: {path}/right_one\.py has no more\.$",
+        "faulty_syntax.Block": rf"imported: SyntaxError: .* \({path}/faulty_syntax\.py, line 2\)$",
+        "faulty_import.Block": rf"imported: .*'nowhere_.*' \({path}/faulty_import\.py, line 2\)$",
+        "faulty_line.Block": rf"imported: Zero.* by zero \({path}/faulty_line\.py, line 2\)$",
+    }
+    monkeypatch.setenv(targets.ALLOW_VARIABLE, ",".join(["right_one.Stem", *expected]))
+    targets.check_target("model._target_", "right_one.Stem")
+    for target, why in expected.items():
+        with pytest.raises(
+            ConfigError, match=f"^model\\._target_={target} cannot be {why}"
+        ) as raised:
+            targets.check_target("model._target_", target)
+        assert "\n" not in str(raised.value)
+        assert ("PYTHONPATH" in str(raised.value)) == (target == "absent_one.Block")
+
+
+@pytest.mark.parametrize("target", [["os.system"], {"a": "os.system"}, [], {}])
+def test_a_target_that_is_no_name_is_refused(every_member, target):
+    config = copy.deepcopy(every_member[0])
+    config["model"]["_target_"] = target
+    with pytest.raises(ConfigError, match=r"^model\._target_=.* is not allowed here"):
+        values.check(config)

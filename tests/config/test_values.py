@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from sdnet.config import values
+from sdnet.config import targets, values
 from sdnet.config.errors import ConfigError
 from tests.config.composed import composed
 
@@ -15,22 +15,32 @@ NAME = (
 )
 BOOLEAN = ([True, False], [0, 1, "true", None], "true or false")
 TEXT = (["x"], ["", 7, None], "a text")
-OPTIONAL_TEXT = (["x", None], ["", 7, False], "a text, or null")
-OPTIONAL_LINE = (["x", "é y", None], ["", "a\nb", "\x1b[2J", 7, False], "a printable text, or null")
-POSITIVE = ([1, 10**9], [0, -1, 1.0, True, "1", None], "a whole number, 1 or more")
-NATURAL = ([0, 1], [-1, 0.0, False, "0", None], "a whole number, 0 or more")
+OPTIONAL_TEXT = (["x", None], ["", 7], "a text, or null")
+OPTIONAL_LINE = (["x", "é y", None], ["", "a\nb", "\x1b[2J", 7], "a printable text, or null")
+POSITIVE = ([1, 10**9], [0, -1, 1.0, True, "1", None, 10**9 + 1])
+POSITIVE += ("a whole number, 1 or more, a billion at most",)
+NATURAL = ([0, 1], [-1, 0.0, False, "0", None, 10**10])
+NATURAL += ("a whole number, 0 or more, a billion at most",)
 AT_LEAST_0 = ([0, 0.0, 1.5], [-1e-9, -1, INFINITE, NOT_A_NUMBER, True, "1", None])
 AT_LEAST_0 += ("a number of at least 0",)
 VALUES = {  # accepted, refused, what the message says of them
     "name": NAME,
-    "seed": NATURAL,
+    "seed": (
+        [0, 2**63 - 1],
+        [-1, 0.0, False, "0", None, 2**63],
+        f"a whole number, 0 to {2**63 - 1}",
+    ),
     "show": ([True, False, "time"], [0, 1, "true", None], "true, false or time"),
     "resume": OPTIONAL_TEXT,
     "retry_failed": BOOLEAN,
     "model.name": NAME,
+    "model.depth": ([10_000, "20", [2, 2], None], [10_001, [2, 10**6]], "at most 10000"),
+    "model.blocks": ([1000, [1, 2, 1000]], [1001, [1, 2, 1001]], "at most 1000"),
     "dataset.name": NAME,
     "dataset.root": TEXT,
     "dataset.download": BOOLEAN,
+    "dataset.size": ([4096, None, [32, 64]], [4097], "at most 4096"),
+    "dataset.resize": ([4096, None], [10**9], "at most 4096"),
     "dataset.shift": NATURAL,
     "dataset.flip": BOOLEAN,
     "schedule.name": NAME,
@@ -39,10 +49,14 @@ VALUES = {  # accepted, refused, what the message says of them
         [0, 0.0, -1, INFINITE, NOT_A_NUMBER, True, "0.1", None],
         "a number above 0",
     ),
-    "optimizer.momentum": AT_LEAST_0,
+    "optimizer.momentum": (
+        [0, 0.0, 0.9999],
+        [-1e-9, 1, 1.0, 1.5, INFINITE, NOT_A_NUMBER, True, "0", None],
+        "a number of at least 0 and below 1",
+    ),
     "optimizer.betas": (
-        [[0.0, 0.9999999]],
-        [[0.9, 1.0], [1.0, 0.9], [-0.1, 0.9], [0, 0.9], [0.9], [0.9] * 3, (0.9, 0.9), 0.9, None],
+        [[0.0, 0.9999999], [0, 0.9]],
+        [[0.9, 1.0], [1.0, 0.9], [-0.1, 0.9], [0.9, True], [0.9], [0.9] * 3, (0.9, 0.9), 0.9, None],
         "two numbers b with 0 <= b < 1",
     ),
     "optimizer.nesterov": BOOLEAN,
@@ -52,13 +66,21 @@ VALUES = {  # accepted, refused, what the message says of them
         ["none", "", None, True],
         "one of decay, freeze",
     ),
-    "trainer.epochs": POSITIVE,
-    "trainer.batch_size": ([2, 3], [1, 0, 2.0, "2", None], "a whole number, 2 or more"),
+    "trainer.epochs": (
+        [1, 10**6],
+        [0, 1.0, True, "1", None, 10**6 + 1],
+        "a whole number, 1 to 1000000",
+    ),
+    "trainer.batch_size": (
+        [2, 3],
+        [1, 0, 2.0, "2", None, 10**10],
+        "a whole number, 2 or more, a billion at most",
+    ),
     "trainer.accumulate": POSITIVE,
     "trainer.checkpoint_blocks": (
         [None, 1],
         [0, 1.0, True, "1"],
-        "a whole number, 1 or more, or null",
+        "a whole number, 1 or more, a billion at most, or null",
     ),
     "trainer.compile": ([None, "branches"], ["", "all", True, False], "branches, or null"),
     "trainer.fused": BOOLEAN,
@@ -82,8 +104,16 @@ VALUES = {  # accepted, refused, what the message says of them
         ["fp16", "", 32, None],
         "one of fp32, tf32, bf16",
     ),
-    "trainer.threads": ([None, 1], [0, 1.0, True, "1"], "a whole number, 1 or more, or null"),
-    "trainer.workers": ([None, 0], [-1, 0.0, False, "0"], "a whole number, 0 or more, or null"),
+    "trainer.threads": (
+        [None, 1, 1024],
+        [0, 1.0, True, "1", 1025],
+        "a whole number, 1 to 1024, or null",
+    ),
+    "trainer.workers": (
+        [None, 0, 256],
+        [-1, 0.0, False, "0", 257],
+        "a whole number, 0 to 256, or null",
+    ),
     "trainer.channels_last": BOOLEAN,
     "trainer.deterministic": BOOLEAN,
     "wandb.mode": (
@@ -132,23 +162,83 @@ def test_text_that_hydra_would_resolve_once_more_is_refused():
     with pytest.raises(ConfigError, match=r"schedule\.p_L must not hold an interpolation"):
         composed(f"schedule.p_L={hidden}")
     for value in ("${name}", "a ${name}", ["a", "b${name}"], {"c": "${name}"}):
-        with pytest.raises(ConfigError, match=r"^own[.01c]* must not hold an interpolation"):
-            values.check({"own": value})
-    values.check({"own": "$name {name}"})
+        config = composed() | {"schedule": {"_target_": "sdnet.LinearDecay", "own": value}}
+        with pytest.raises(ConfigError, match=r"^schedule\.own[.01c]* must not hold an interpol"):
+            values.check(config)
+    values.check(composed("+schedule.own='$name {name}'"))
+
+
+@pytest.mark.parametrize("key", sorted(values.TEXTS))
+def test_a_whole_number_is_taken_for_the_text_that_was_typed_and_no_other(key):
+    typed = [f"++{key}=2025", "++dataset.root=x", f"++{key}=2025"]
+    if key == "resume":
+        assert composed(*typed)["resume"] == "2025"
+        return
+    group, _, name = key.rpartition(".")
+    config = composed(*typed)
+    assert (config[group] if group else config)[name] == "2025"
+    for text in ("1.5", "true"):
+        node = {name: float(text) if text == "1.5" else True}
+        node = {group: config[group] | node} if group else node
+        with pytest.raises(ConfigError) as raised:
+            values.check(config | node)
+        assert str(raised.value).endswith(f"""; as a text it is quoted: '{key}="{text}"'""")
+
+
+def test_numbers_in_lists_become_what_their_setting_wants():
+    assert composed("wandb.tags=[1,a]")["wandb"]["tags"] == ["1", "a"]
+    betas = composed("optimizer=adamw", "optimizer.betas=[0,0.9]")["optimizer"]["betas"]
+    assert betas == [0.0, 0.9] and type(betas[0]) is float
+    numbered = composed("dataset=image_folder", "dataset.root=2025", "name=7")
+    assert (numbered["dataset"]["name"], numbered["wandb"]["group"]) == ("2025", "7")
+
+
+def test_what_has_no_default_is_named_where_it_is_missing(every_member):
+    whole = every_member[0]
+    top = [key for key, value in whole.items() if not isinstance(value, dict)]
+    own = ["dataset.name", "dataset.validation", "dataset.normalization", "optimizer.lr"]
+    own += ["optimizer.skipped_update", *(f"{group}._target_" for group in targets.TARGETS)]
+    for group in ("trainer", "wandb"):
+        own += [f"{group}.{name}" for name in whole[group]]
+    assert len(own) > 30 and {"seed", "show"} < set(top)
+    for key in (*top, *own):
+        config = copy.deepcopy(whole)
+        group, _, name = key.rpartition(".")
+        del (config[group] if group else config)[name]
+        where = "in its group's file or " if group else ""
+        with pytest.raises(ConfigError) as raised:
+            values.check(config)
+        assert str(raised.value).startswith(f"{key} must be given, {where}as {key}=...: ")
+    for group in (key for key, value in whole.items() if isinstance(value, dict)):
+        for value in (None, 3, [1], "x"):
+            with pytest.raises(
+                ConfigError, match=f"^{group} must be a group of settings, .*, got "
+            ):
+                values.check(whole | {group: value})
+        with pytest.raises(ConfigError, match=f"^{group} must be a group .* as {group}=...$"):
+            values.check({key: value for key, value in whole.items() if key != group})
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["dataset.name", "dataset.validation", "dataset.normalization", "optimizer.skipped_update"],
+    "typed, message",
+    [
+        (
+            "+gradclip=1",
+            "gradclip is not a setting. Known at the top: dataset, lr_schedule, model, ",
+        ),
+        ("+sedd=1", "sedd is not a setting; did you mean seed? Known at the top: "),
+        ("+own.x=1", "own is not a setting. Known at the top: "),
+        ("+optimizer.foreach=banana", "optimizer.foreach must be true or false, got 'banana'"),
+        ("+optimizer.maximize=1", "optimizer.maximize must be true or false, got 1"),
+        ("+optimizer.maximize=null", "optimizer.maximize must be true or false, got None"),
+        ("+model._partial_=true", "model._partial_ must be false: the run needs the object itself"),
+    ],
 )
-def test_what_a_file_of_ones_own_must_hold_is_named(every_member, key):
-    config = copy.deepcopy(every_member[0])
-    group, _, name = key.partition(".")
-    del config[group][name]
-    with pytest.raises(
-        ConfigError, match=rf"^{key} must be given, in its group's file or as {key}="
-    ):
-        values.check(config)
+def test_what_would_be_taken_without_a_word_is_refused(typed, message):
+    with pytest.raises(ConfigError) as raised:
+        composed(typed)
+    assert str(raised.value).startswith(message)
+    composed("+optimizer.foreach=null", "+optimizer.differentiable=false", "+model._partial_=false")
 
 
 @pytest.mark.parametrize(

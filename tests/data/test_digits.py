@@ -29,8 +29,8 @@ def test_digits_are_enlarged_bilinearly():
             expected = torch.nn.functional.interpolate(grey, (size, size), mode="bilinear")
             assert np.abs(part[:][..., 0] - expected[:, 0].numpy()).max() <= 1  # rounded twice
     assert digits().test.shape == (16, 16, 1)
-    for wrong in (7, 8.0, "8", None):
-        with pytest.raises(ValueError, match=f"^size must be .* 8 or more, got {wrong!r}"):
+    for wrong in (7, 8.0, "8", None, True, 513):
+        with pytest.raises(ValueError, match=f"^size must be .* 8 to 512, got {wrong!r}"):
             digits(wrong)
 
 

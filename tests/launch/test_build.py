@@ -225,3 +225,26 @@ def test_a_data_set_of_ones_own_returns_a_source(changed, monkeypatch):
     monkeypatch.setattr(targets, "instantiate", lambda *_, **__: {})
     with pytest.raises(ConfigError, match=r"^dataset\._target_ must be a function .* got dict"):
         build.build_data(changed({}))
+
+
+def test_what_a_network_is_given_by_the_run_is_not_for_its_group(changed):
+    for name in ("num_classes", "in_channels", "schedule"):
+        with pytest.raises(ConfigError, match=f"^model.{name} follows from .* got 7$"):
+            build.build_model(changed({f"model.{name}": 7}), 10, 1)
+
+
+def test_blocks_of_several_granularities_are_refused(changed, monkeypatch):
+    model = nn.Sequential(BasicBlock(2, 2), BasicBlock(2, 2, granularity="sample"))
+    monkeypatch.setattr(targets, "instantiate", lambda *_, **__: model)
+    with pytest.raises(ConfigError, match=r"^model\.granularity must be one for the model, got \["):
+        build.build_model(changed({}), 7, 2, Constant())
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_shift_beyond_the_image_is_refused_before_it_is_read(changed, listed):
+    build.build_data(changed({"dataset.shift": 7, "dataset.size": 8}), listed)
+    message = "^dataset.shift must be less than the images' edge, 8, got 8$"
+    with pytest.raises(ConfigError, match=message):
+        build.build_data(changed({"dataset.shift": 8, "dataset.size": 8}), listed)
+    with pytest.raises(ConfigError, match=r"^dataset\.normalization must be one of pixel"):
+        build.build_data(changed({"dataset.normalization": "x"}), listed)

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -12,7 +13,7 @@ from sdnet.config.errors import ConfigError
 from sdnet.launch import build, sweep, sweep_plan
 from sdnet.launch.sweep_plan import Point
 from sdnet.listeners import wandb as tracking
-from sdnet.runs.folder import RunFolder
+from sdnet.runs.folder import RESULT, RunFolder
 from sdnet.runs.identity import run_name
 from tests.launch.conftest import SMALL, several
 
@@ -37,7 +38,7 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
         assert point.run.path == Path("multirun", "s", point.name)
 
     first.run.create(first.config, {})
-    first.run.set_status("completed", result={"test_error": 1.0})
+    first.run.set_status("completed", result=dict.fromkeys(RESULT, 1.0))
     said.clear()
     cfg = swept("name=s", "seed=0", *SMALL, "schedule=constant")
     (again,) = sweep_plan.plan(cfg)
@@ -73,6 +74,12 @@ def test_presets_hold_the_runs_of_the_papers_figure(swept):
     }
 
 
+def test_a_folder_may_be_named_by_what_is_typed(swept):
+    named = "hydra.sweep.subdir=${hydra:job.override_dirname}"
+    points = sweep_plan.plan(swept("seed=0,1", "show=true", named))
+    assert [point.name for point in points] == ["seed=0,show=True", "seed=1,show=True"]
+
+
 def test_a_setting_may_follow_from_one_that_is_swept(swept):
     follows = ["optimizer.lr=${schedule.p_L}", "wandb.name=run-${hydra:job.num}"]
     points = sweep_plan.plan(swept("schedule.p_L=0.6,0.8", *follows, *SMALL))
@@ -85,7 +92,7 @@ def test_a_setting_may_follow_from_one_that_is_swept(swept):
     [
         (
             "seed=0,x",
-            r"^in run 2 of 2 \(seed=x\): seed must be a whole number, 0 or more, got 'x'$",
+            r"^in run 2 of 2 \(seed=x\): seed must be a whole number, 0 to 9.*, got 'x'$",
         ),
         (
             "schedule.pL=1,2",
@@ -102,7 +109,20 @@ def test_a_setting_may_follow_from_one_that_is_swept(swept):
         ),
         (
             "seed=0,1 hydra.sweep.subdir=a-${hydra:job.num}",
-            r"^hydra\.sweep\.subdir=a-\$\{hydra:job\.num\} depends on the job's number, which",
+            r"^in run 1 of 2 \(seed=0\): multirun/digits/a-0 depends on hydra\.job\.num or",
+        ),
+        (
+            "seed=0,1 hydra.sweep.subdir=a-${hydra.job.num}",  # however it is written
+            r"^in run 1 of 2 \(seed=0\): multirun/digits/a-0 depends on hydra\.job\.num or",
+        ),
+        (
+            "schedule.p_L=0.5,0.6 seed=${hydra:job.num}",
+            r"^in run 1 of 2 \(schedule\.p_L=0\.5\): multirun/digits/resnet20-.* depends on",
+        ),
+        ("seed=0,1 hydra.job.chdir=true", "^hydra.job.chdir must be false, got true"),
+        (
+            "model=resnet_cifar,null",
+            r"^in run 2 of 2 \(model=null\): Config group override must be",
         ),
         ("sweep=p_L,p_L_depth", "^sweep must be one preset: several would not be applied$"),
         (
@@ -243,9 +263,9 @@ def test_what_runs_have_in_common_is_built_once(points, monkeypatch):
     for name in ("build_device", "build_data", "build_model", "check_optimization"):
         function = getattr(build, name)
 
-        def counted(*arguments, name=name, function=function):
+        def counted(*arguments, name=name, function=function, **more):
             calls.append(name)
-            return function(*arguments)
+            return function(*arguments, **more)
 
         counted.__name__ = name
         monkeypatch.setattr(build, name, counted)
@@ -266,7 +286,7 @@ def test_what_runs_have_in_common_is_built_once(points, monkeypatch):
         "build_device": 2,
         "build_data": 2,
         "build_model": 5,
-        "check_optimization": 3,
+        "check_optimization": 4,
     }
 
 
@@ -311,3 +331,18 @@ def test_the_runs_are_listed_with_their_depth_and_compute(points):
         ["c", "name=c", "to run", "1.50 of 3", "100.0%"],
     ]
     assert cells[-1][0].endswith(": 3 runs: 2 to run, 1 to resume")
+
+
+class FromValues:
+    """A schedule that needs the values of its tensors, which the meta device has not."""
+
+    def __call__(self, stage_blocks, progress=1.0):
+        return [p.item() for p in torch.linspace(1, 0.5, sum(stage_blocks))]
+
+
+def test_a_schedule_that_needs_values_is_planned_as_it_is_run(points, monkeypatch):
+    monkeypatch.setattr(build, "build_schedule", lambda config: FromValues())
+    point = points("a", "new")
+    sweep_plan.check([point], True, 1)
+    model = sweep_plan._network(point.config, sweep_plan._Once())
+    assert [block.survival for block in model.blocks] == [1.0, 0.75, 0.5]

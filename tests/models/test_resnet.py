@@ -356,7 +356,8 @@ def test_tiny_resnet_trains_a_step_with_silu(order):
         ({"sd_max": 1.0}, "sd_max .* got 1.0"),
         ({"sd_max": -0.1}, "sd_max .* got -0.1"),
         ({"sd_max": float("nan")}, "sd_max .* got nan"),
-        ({"blocks": (2, 2)}, r"blocks must hold 3 numbers, one per stage, got \[2, 2\]"),
+        ({"blocks": (2, 2)}, r"blocks must hold 3 numbers, one per stage, got \(2, 2\)"),
+        ({"blocks": 2}, "blocks must hold 3 numbers, one per stage, got 2"),
     ],
 )
 def test_tiny_resnet_refuses_by_name(change, message):
