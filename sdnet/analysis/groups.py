@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Any
 
 from sdnet.analysis.collect import Run
@@ -41,7 +40,7 @@ class Group:
     def p_L(self) -> float | None:
         """The schedule's p_L; 1 at constant depth, None for a schedule without one."""
         value = 1.0 if self.is_baseline else plain(self.settings.get("schedule.p_L"))
-        return float(value) if isinstance(value, int | float) and isfinite(value) else None
+        return float(value) if isinstance(value, int | float) else None
 
     def mean_std(self, name: str) -> tuple[float | None, float | None]:
         """Mean and sample standard deviation (None for one run) of a number of summary.json.

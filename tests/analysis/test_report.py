@@ -737,6 +737,16 @@ def test_what_a_run_is_called_is_text_wherever_it_is_reported(tmp_path, text):
     assert shown in {child.content for child in inline} and len(rows[0]) > 20
 
 
+def test_runs_that_say_nothing_of_wandb_are_reported_without_it(tmp_path, capsys):
+    run = write_run(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    del config["wandb"]
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["report", str(tmp_path)]) == 0
+    assert main(["report", str(tmp_path / "\x1b[2J")]) == 1
+    assert capsys.readouterr().err == f"error: {tmp_path}/\\x1b[2J is not a folder\n"
+
+
 def test_figures_draw_what_looks_like_a_formula_as_it_is_written(tmp_path):
     for i, text in enumerate(("$\\frac{x$", "a$b$c", "x" * 5000)):
         named = UNIFORM | {"name": text, "p_L": 0.2 + i / 10}

@@ -58,6 +58,10 @@ def test_a_command_ends_with_the_status_of_what_it_did(ended, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_mistake_is_told_in_characters_that_no_terminal_obeys(ended, capsys):
+    assert ended(ConfigError("seed\x1b[2J\rx")) == r"error: seed\x1b[2J\rx"
+
+
 def test_a_fault_keeps_its_traceback_and_so_does_a_mistake_for_who_asks(ended, capsys):
     with pytest.raises(ZeroDivisionError, match="x"):
         ended(ZeroDivisionError("x"))

@@ -110,6 +110,7 @@ def test_the_name_holds_model_schedule_p_L_seed_and_identity():
     assert "-linear_decay-pLa_b_c-s7-" in run_name(changed("schedule.p_L", "a/b/c") | {"seed": 7})
     long = run_name(changed("schedule.p_L", "abcdefghijklmnopqrstuvwxyz"))
     assert "-pLabcdefghijklmnopqrstuvwx-s0" in long
+    assert "-pLa\\n\\x1b-s0-" in run_name(changed("schedule.p_L", "a\n\x1b"))
     unnamed = CONFIG | {"model": {"name": None, "_target_": "mine.nets.Net"}}
     assert run_name(unnamed).startswith("Net-linear_decay-pL0.5-s0-")
 
