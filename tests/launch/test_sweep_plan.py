@@ -12,7 +12,7 @@ from sdnet.config.errors import ConfigError
 from sdnet.launch import build, sweep, sweep_plan
 from sdnet.launch.sweep_plan import Point
 from sdnet.listeners import wandb as tracking
-from sdnet.runs.folder import RunFolder
+from sdnet.runs.folder import RESULT, RunFolder
 from sdnet.runs.identity import run_name
 from tests.launch.conftest import SMALL, several
 
@@ -37,7 +37,7 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
         assert point.run.path == Path("multirun", "s", point.name)
 
     first.run.create(first.config, {})
-    first.run.set_status("completed", result={"test_error": 1.0})
+    first.run.set_status("completed", result=dict.fromkeys(RESULT, 1.0))
     said.clear()
     cfg = swept("name=s", "seed=0", *SMALL, "schedule=constant")
     (again,) = sweep_plan.plan(cfg)
