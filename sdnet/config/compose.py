@@ -141,12 +141,14 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
 
 
 def _stored(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
-    """What config.yaml holds, if it has the groups of settings that `config` has."""
+    """What config.yaml holds, if it has the settings and groups of settings that `config` has."""
     try:
         stored = folder.config()
-        for group in (key for key, value in config.items() if isinstance(value, dict)):
-            if not isinstance(stored.get(group), dict):
-                raise Damaged(f"config.yaml has no settings of {group}")
+        for key, value in config.items():
+            if key not in stored:
+                raise Damaged(f"config.yaml has no {key}")
+            if isinstance(value, dict) and not isinstance(stored[key], dict):
+                raise Damaged(f"config.yaml has no settings of {key}")
     except Damaged as error:
         raise ConfigError(f"resume={folder.path} is damaged: {error}") from error
     return stored

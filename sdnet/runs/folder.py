@@ -107,9 +107,9 @@ class RunFolder:
                 return
             self.provenance()
             summary = self.summary()
-            if summary["status"] == "completed":
-                for name in (name for name in RESULT if type(summary[name]) not in (int, float)):
-                    raise Damaged(f"summary.json has no number {name}")
+            lacking = [name for name in RESULT if type(summary.get(name)) not in (int, float)]
+            if summary["status"] == "completed" and lacking:
+                raise Damaged(f"summary.json has no number {lacking[0]}")
             wanted, stored = identity(config), {identity(self.config()), summary["identity"]}
         except Exception as error:  # of what stands where nothing like it belongs
             why = error if isinstance(error, Damaged) else f"{type(error).__name__}: {error}"

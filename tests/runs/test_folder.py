@@ -103,8 +103,10 @@ def test_a_folder_of_another_run_is_refused_and_so_is_a_damaged_one(folder, tmp_
 DEEP = "[" * 2000
 BOMB = "a: &a [x, x]\nb: &b [*a, *a]\n" + yaml.safe_dump(CONFIG)
 RESUMED = ('{"resumed": 7}', '{"resumed": ["x"]}')
+OWN = identity(CONFIG)
+UNFINISHED = (f'{{"identity": "{OWN}"}}', f'{{"identity": "{OWN}", "status": "completed"}}')
 DAMAGED = {
-    "summary.json": ("", "{half", "[]", "{}", "7", "\0", DEEP, '{"status": "completed"}'),
+    "summary.json": ("", "{half", "[]", "{}", "7", "\0", DEEP, *UNFINISHED),
     "provenance.json": ("", "[]", DEEP, *RESUMED, " " * (2**22 + 1)),
     "config.yaml": ("", "a: [", "[1]", "schedule: 7", "schedule: {}", "schedule: {_target_: 7}"),
 }
