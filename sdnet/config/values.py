@@ -58,6 +58,7 @@ CHECKS = {
     "dataset.download": _BOOLEAN,
     "dataset.shift": _whole(0),
     "dataset.flip": _BOOLEAN,
+    "dataset.on_bad_image": _one_of("error", "skip"),
     "schedule.name": _NAME,
     "optimizer.lr": _number(0, above=True),
     "optimizer.momentum": _number(0),
