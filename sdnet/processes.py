@@ -1,8 +1,21 @@
-"""This process: which of those of a run it is, as torchrun or a scheduler has said, and its ^C."""
+"""This process: which of those of a run it is, as torchrun or a scheduler has said, its ^C, its
+cores, and the processes that it starts.
+"""
 
+import ctypes
+import math
+import multiprocessing
 import os
 import signal
+import sys
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
+
+# Of processes that read images; torch's threads are not theirs.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")  # of a container
 
 
 @cache
@@ -33,3 +46,45 @@ def interrupt_as_usual() -> None:
     """Takes `interrupt_quietly` back."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def cores() -> int:
+    """Cores that this process may use: fewer than the machine's where a scheduler says so."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    available = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, math.ceil(min(available, _quota())))
+
+
+def _quota() -> float:
+    """Cores' worth of time that a container may take; infinite where nothing limits it."""
+    two, one = map(Path, QUOTAS)
+    with suppress(OSError, ValueError):  # the other version of control groups, or "max"
+        quota, period = two.read_text().split()
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota, period = one.read_text(), one.with_name("cpu.cfs_period_us").read_text()
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf
+
+
+def stand_apart(worker: int) -> None:
+    """Begins the work of a process that was started to help: it ends with the one that started it.
+
+    Signals that are meant for that one, which a terminal, torchrun and schedulers send to the whole
+    group of processes, are kept from it: it is still needed.
+    """
+    if hasattr(os, "setsid"):
+        os.setsid()
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Has the system kill this process when the one that started it ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it has ended already
+        os._exit(1)

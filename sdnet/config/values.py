@@ -83,6 +83,7 @@ CHECKS = {
     "dataset.resize": _at_most(4096),
     "dataset.shift": _whole(0),
     "dataset.flip": _BOOLEAN,
+    "dataset.on_bad_image": _one_of("error", "skip"),
     "schedule.name": _NAME,
     "optimizer.lr": _number(0, above=True),
     "optimizer.momentum": (_is_fraction, "a number of at least 0 and below 1"),

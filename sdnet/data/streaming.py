@@ -6,23 +6,26 @@ the number of workers or processes nor on where a run was interrupted.
 
 import os
 import signal
-import sys
+import threading
+import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from sdnet import rng
+from sdnet import processes, rng
 from sdnet.data.batches import Batches
-from sdnet.data.decode import read_tensor
+from sdnet.data.decode import jpeg_decoder, read_tensor
+from sdnet.data.readers import ReadersLost
 from sdnet.data.split import Files
 from sdnet.data.splits import Normalization
 
 BATCHES_AHEAD = 2  # per worker
 MOST_WORKERS = 8  # where the number is not given
-START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+STRIP = 64  # the most that an image may be longer than wide, before it is resized
 GREY = torch.tensor([0.299, 0.587, 0.114])  # ITU-R 601 luma, as PIL and torchvision have it
 # The principal components of ImageNet's colours, as columns, of values 0..255 (Krizhevsky et al.
 # 2012; the figures are those of github.com/facebook/fb.resnet.torch).
@@ -67,6 +70,7 @@ class StreamingLoader(Batches):
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.keys = []  # of the batches to come
         workers = default_workers() if workers is None else workers
+        jpeg_decoder()  # here, so that what it tells is told once
         self.reader = DataLoader(
             Reader(split, seed, flip),
             batch_size=None,  # a key is one for a whole batch
@@ -74,43 +78,68 @@ class StreamingLoader(Batches):
             num_workers=workers,
             prefetch_factor=BATCHES_AHEAD if workers else None,
             # not the default, which within joblib's processes is not meant for others
-            multiprocessing_context=START_METHOD if workers else None,
-            worker_init_fn=stand_apart,
+            multiprocessing_context=processes.START_METHOD if workers else None,
+            worker_init_fn=processes.stand_apart,
             persistent_workers=bool(workers) and seed is not None,  # in evaluation: seldom used
             pin_memory=self.device.type == "cuda",
         )
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self.keys[:] = [(epoch, rows) for _, rows in self.rows(epoch, start) if len(rows)]
-        for batch in self.reader:
+        for batch in self._read():
             if isinstance(batch, Exception):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # its traceback holds this frame: the processes would end late
             images, matrix, shift, labels = (t.to(self.device, non_blocking=True) for t in batch)
             # Colours and normalisation in one map of the (N, 3, H*W) pixels.
             shift = (shift - self.mean) / self.std
             pixels = torch.baddbmm(shift, matrix / self.std, images.flatten(2).float())
             yield pixels.view(images.shape).contiguous(memory_format=self.layout), labels
 
+    def _read(self) -> Iterator:
+        """What the reader gives for the keys.
+
+        Raises:
+            ReadersLost: a process that reads was killed, or could not be started.
+        """
+        if not self.reader.num_workers:
+            yield from self.reader
+            return
+        try:
+            with _no_sigchld_handler():
+                batches = iter(self.reader)
+            yield from batches
+        except (RuntimeError, OSError, EOFError) as error:  # what is the reader's, it gives
+            raise ReadersLost(
+                f"the processes that read images were lost, for want of memory perhaps ({error}); "
+                f"trainer.workers={self.reader.num_workers} could be fewer, and 0 needs none"
+            ) from error
+
+
+@contextmanager
+def _no_sigchld_handler() -> Iterator[None]:
+    """Takes away the handler that torch installs when it starts processes.
+
+    It raises when one of them is lost, at whatever line this process is, be it where the run's end
+    is written. The loss is found all the same, by whoever waits for the next batch.
+    """
+    mine = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if mine else None
+    try:
+        yield
+    finally:
+        if mine:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
 
 def default_workers() -> int:
     """One per core of this process's share of the machine, MOST_WORKERS at most."""
-    cores = os.cpu_count()
-    affinity = getattr(os, "sched_getaffinity", None)
-    if affinity and len(affinity(0)) < cores:  # a scheduler has given this process its own
-        return min(MOST_WORKERS, len(affinity(0)))
-    return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
-def stand_apart(worker: int) -> None:
-    """Keeps signals from a worker that are meant for the process that trains, which still needs it.
-
-    A terminal, torchrun and schedulers send them to the whole group of processes.
-    """
-    if hasattr(os, "setsid"):
-        os.setsid()
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    cores, ranks = processes.cores(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if cores < (os.cpu_count() or 1) and "TORCHELASTIC_RUN_ID" not in os.environ:
+        ranks = 1  # a scheduler has given this process its own; torchrun's processes share theirs
+    return max(1, min(MOST_WORKERS, cores // ranks))
 
 
 class Reader(Dataset):
@@ -128,17 +157,23 @@ class Reader(Dataset):
         self.resize = v2.functional.resize
         self.center_crop = v2.functional.center_crop
 
-    def __getitem__(self, key: tuple[int, np.ndarray]) -> tuple[Tensor, ...] | ValueError:
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> tuple[Tensor, ...] | Exception:
         epoch, rows = key
         prepare = self.for_evaluation if self.seed is None else self.for_training
         try:
             images = [prepare(read_tensor(self.files.path(row)), epoch, row) for row in rows]
-        except ValueError as error:
+            batch = [torch.stack(part) for part in zip(*images, strict=True)]
+            batch.append(torch.from_numpy(self.files.labels[rows]))
+            return tuple(map(_shared, batch) if get_worker_info() else batch)
+        except (ValueError, ReadersLost) as error:
             return error  # to be raised where it can be told without this process's traceback
-        parts = (torch.stack(part) for part in zip(*images, strict=True))
-        return *parts, torch.from_numpy(self.files.labels[rows])
+        except Exception:  # which nobody foresaw: with the traceback
+            return RuntimeError(traceback.format_exc())
 
     def for_evaluation(self, image: Tensor, epoch: int, row: int) -> tuple[Tensor, ...]:
+        height, width = image.shape[1:]
+        # else one of few pixels, all in a row, would fill the memory
+        image = self.center_crop(image, [min(height, STRIP * width), min(width, STRIP * height)])
         image = self.resize(image, [self.reading.resize])
         image = self.center_crop(image, [self.reading.size] * 2)
         return image.contiguous(), torch.eye(3), torch.zeros(3, 1)
@@ -156,6 +191,21 @@ class Reader(Dataset):
         image = self.resize(image, [reading.size] * 2)
         image = (image.flip(2) if flip else image).contiguous()
         return image, *color_map(image.float().mean((1, 2)), factors, noise)
+
+
+def _shared(tensor: Tensor) -> Tensor:
+    """A tensor in the memory by which processes hand them over.
+
+    It would be moved there by itself, but in a thread whose errors nobody hears: the batch would be
+    waited for without end.
+    """
+    try:
+        return tensor.share_memory_()
+    except RuntimeError as error:
+        raise ReadersLost(
+            f"shared memory, /dev/shm, is too small for the batches that processes read ({error}): "
+            f"trainer.workers=0 needs none"
+        ) from error
 
 
 def color_map(mean: Tensor, factors: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,10 +27,14 @@ NOT_RESULT = (
     "trainer.compile",
     "trainer.fused",
 )
+# Settings that came later, at the value that means what was there before: runs keep their names.
+AS_BEFORE = {"dataset.on_bad_image": "error"}
 
 
-def determines_result(key: str) -> bool:
+def determines_result(key: str, value: Any = None) -> bool:
     """Whether a setting, by its dotted name, is part of a run's identity."""
+    if key in AS_BEFORE and value == AS_BEFORE[key]:
+        return False
     return not any(key == k or key.startswith(k + ".") for k in NOT_RESULT)
 
 
@@ -46,8 +50,8 @@ def canonical(node: Any, key: str = "") -> Any:
         return "constant"  # p_L = 1 is the baseline, whichever schedule said so
     if isinstance(node, dict):
         inner = {name: f"{key}.{name}" if key else name for name in node}
-        return {n: canonical(node[n], inner[n]) for n in node if determines_result(inner[n])}
-    if not determines_result(key):
+        return {n: canonical(node[n], i) for n, i in inner.items() if determines_result(i, node[n])}
+    if not determines_result(key, node):
         return None
     if isinstance(node, list):
         return [canonical(item, key) for item in node]

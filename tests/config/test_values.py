@@ -43,6 +43,7 @@ VALUES = {  # accepted, refused, what the message says of them
     "dataset.resize": ([4096, None], [10**9], "at most 4096"),
     "dataset.shift": NATURAL,
     "dataset.flip": BOOLEAN,
+    "dataset.on_bad_image": (["error", "skip"], ["drop", True, None, ""], "one of error, skip"),
     "schedule.name": NAME,
     "optimizer.lr": (
         [5e-324, 1, 1e30],

@@ -1,12 +1,21 @@
+import errno
+import logging
+import os
 import re
+import socket
+import struct
+import sys
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngInfo
 
-from sdnet.data import sources
-from sdnet.data.decode import read_rgb, read_tensor
+from sdnet.data import decode, sources
+from sdnet.data.decode import JPEG, read_rgb, read_tensor
 
 TURNED = {  # EXIF orientation: what an image looks like whose stored pixels are given
     1: lambda pixels: pixels,
@@ -94,7 +103,7 @@ def test_values_that_are_neither_of_8_nor_16_bits_are_refused_with_the_file(tmp_
 
 
 @each_reader
-def test_what_is_no_image_is_refused_with_the_file(tmp_path, read, monkeypatch):
+def test_what_is_no_image_is_refused_with_the_file(tmp_path, read):
     Image.fromarray(noise()).save(tmp_path / "whole.png")
     Image.fromarray(noise()).save(tmp_path / "whole.jpg")
     damaged = {"text.png": b"no image", "empty.jpg": b"", "start.jpg": b"\xff\xd8\xff"}
@@ -105,9 +114,171 @@ def test_what_is_no_image_is_refused_with_the_file(tmp_path, read, monkeypatch):
     for name in (*damaged, "absent.png"):
         with pytest.raises(ValueError, match=f"^root holds an image that .*/{name} "):
             read(tmp_path / name)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 16 // 2 - 1)
-    with pytest.raises(ValueError, match=r"whole\.png .*decompression bomb"):
-        read(tmp_path / "whole.png")
+
+
+def claims(path, width, height):
+    """A small file that says that it is a large image."""
+    Image.fromarray(noise()).save(path)
+    data = bytearray(path.read_bytes())
+    if path.suffix == ".png":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    else:
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", height, width)
+    path.write_bytes(data)
+
+
+def sparse(path):
+    path.write_bytes(JPEG)
+    os.truncate(path, 10**12)
+
+
+ATTACKS = {
+    "fifo.jpg": os.mkfifo,
+    "socket.jpg": lambda path: socket.socket(socket.AF_UNIX).bind(str(path)),
+    "device.jpg": lambda path: path.symlink_to("/dev/zero"),
+    "itself.jpg": lambda path: path.symlink_to(path),
+    "nowhere.jpg": lambda path: path.symlink_to("nowhere"),
+    "sparse.jpg": sparse,
+    "large.jpg": lambda path: claims(path, 20_000, 20_000),
+    "large.png": lambda path: claims(path, 20_000, 20_000),
+    "just.jpg": lambda path: claims(path, 9460, 9460),
+    "just.png": lambda path: claims(path, 1, 89_478_486),
+    "program.png": lambda path: path.write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    ),
+}
+
+
+@each_reader
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_would_be_waited_for_or_fill_the_memory_is_refused_unread(
+    tmp_path, monkeypatch, name, read
+):
+    monkeypatch.chdir(tmp_path)
+    ATTACKS[name](Path(name))
+    writer = os.open(name, os.O_RDWR) if name == "fifo.jpg" else None  # else opening it would wait
+    decoded = []
+    monkeypatch.setattr(decode, "jpeg_decoder", lambda: lambda *_, **__: decoded.append(name))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: decoded.append(name))
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: decoded.append(name))
+    if name == "sparse.jpg":
+        monkeypatch.setattr(Path, "read_bytes", lambda _: decoded.append(name))
+    with pytest.raises(ValueError, match=f"^root holds an image that cannot be read: {name} "):
+        read(name)
+    assert not decoded and decode.is_bad(name)
+    if writer:
+        os.close(writer)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+@each_reader
+def test_as_many_pixels_as_pil_allows_are_read(tmp_path, monkeypatch, name, read):
+    Image.fromarray(noise()).save(tmp_path / name)
+    monkeypatch.setattr(decode, "SMALL", 1)
+    for most in (24 * 16, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", most)
+        assert read(tmp_path / name).shape == (24, 16, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 24 * 16 - 1)
+    with pytest.raises(ValueError, match=r"16x24 pixels, more than 383 in all"):
+        read(tmp_path / name)
+
+
+def test_a_file_is_not_bad_because_the_disk_or_the_memory_is(tmp_path, monkeypatch):
+    for error in (OSError(errno.EIO, "broken"), OSError(errno.EMFILE, "many")):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "stat", lambda _, error=error: (_ for _ in ()).throw(error))
+            with pytest.raises(ValueError, match=r"x\.png"):
+                decode.is_bad("x.png")
+    Image.fromarray(noise()).save(tmp_path / "x.png")
+    assert not decode.is_bad(tmp_path / "x.png")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: bytearray(2**62))
+    with pytest.raises(MemoryError):
+        decode.is_bad(tmp_path / "x.png")
+
+
+def spoilt(draw, exif):
+    """EXIF data of which some bytes are others, or the rest is missing."""
+    exif = bytearray(exif)
+    for _ in range(draw.integers(1, 5)):
+        exif[draw.integers(len(exif))] = draw.integers(256)
+    return bytes(exif[: draw.integers(1, len(exif) + 1)])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_of_malformed_exif_both_readers_think_the_same_and_the_pixels_are_there(tmp_path, kind):
+    draw, path, turned = np.random.default_rng(0), tmp_path / "x", 0
+    image = Image.fromarray(noise(3, 2)).resize((16, 24))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    image.save(path, kind, **options)
+    stored = {o: f(np.asarray(Image.open(path).convert("RGB"))) for o, f in TURNED.items()}
+    with warnings.catch_warnings(record=True, action="always") as warned:
+        for i in range(150):
+            exif = Image.Exif()
+            exif[0x0112], exif[0x010F] = int(draw.integers(10)), "maker"
+            data = spoilt(draw, exif.tobytes()[6 if kind == "WEBP" else 0 :])
+            if kind == "JPEG" and i % 2:
+                options = {"xmp": b'tiff:Orientation="%d"' % draw.integers(10)}
+            elif kind == "JPEG":
+                options = {}
+            image.save(path, kind, exif=data, **options)
+            one, other = (read(path).astype(int) for read in READERS.values())
+            assert one.shape == other.shape and np.abs(one - other).max() <= 2
+            turned += one.shape[0] == 16
+            like = [p for p in stored.values() if p.shape == one.shape]
+            assert min(np.abs(one - p).max() for p in like) <= 2
+    assert 0 < turned < 150 and not warned
+
+
+@each_reader
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_xmp_turns_where_exif_does_not(tmp_path, kind, read):
+    image, path = Image.fromarray(noise(3, 2)).resize((16, 24)), tmp_path / "x"
+    xmp = '<rdf:Description tiff:Orientation="6"/>'
+    if kind == "PNG":
+        info = PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+        image.save(path, kind, pnginfo=info)
+    else:
+        image.save(path, kind, xmp=xmp.encode())
+    assert read(path).shape == (16, 24, 3)
+
+
+@each_reader
+def test_an_image_of_16_bits_is_turned_as_well(tmp_path, read):
+    values = np.arange(24, dtype=np.uint16).reshape(4, 6) * 257
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(values).save(tmp_path / "wide.png", exif=exif)
+    np.testing.assert_array_equal(read(tmp_path / "wide.png")[..., 0], np.rot90(values // 257, -1))
+
+
+def test_every_value_of_16_bits_becomes_the_nearest_of_8(tmp_path):
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    Image.fromarray(values).save(tmp_path / "all.png")
+    got = np.asarray(read_rgb(tmp_path / "all.png"))[..., 0]
+    np.testing.assert_array_equal(got, np.round(values * (255 / 65535)))
+
+
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, TypeError])
+def test_pil_takes_over_where_torchcodec_does_not_load(tmp_path, monkeypatch, caplog, error):
+    class Broken(dict):
+        def __getattr__(self, name):
+            raise error("no FFmpeg\nat all")
+
+    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+    caplog.set_level("INFO")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", Broken())
+    decode.jpeg_decoder.cache_clear()
+    try:
+        for name in "ab":
+            Image.fromarray(noise()).save(tmp_path / name, "JPEG")
+            assert (READERS["read_tensor"](tmp_path / name) == Image.open(tmp_path / name)).all()
+    finally:
+        decode.jpeg_decoder.cache_clear()
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == "torchcodec does not load, PIL reads JPEG files, more slowly: no FFmpeg"
 
 
 def test_pil_reads_a_jpeg_that_the_other_decoder_cannot(tmp_path, monkeypatch):
@@ -120,7 +291,7 @@ def test_pil_reads_a_jpeg_that_the_other_decoder_cannot(tmp_path, monkeypatch):
         asked.append((data, mode))
         raise RuntimeError
 
-    monkeypatch.setattr("torchcodec.decoders.decode_jpeg", fail)
+    monkeypatch.setattr(decode, "jpeg_decoder", lambda: fail)
     assert (READERS["read_tensor"](path) == np.asarray(Image.open(path))).all()
     assert asked == [(path.read_bytes(), "RGB")]
     Image.fromarray(noise()).save(path, "PNG")  # whatever its name

@@ -2,7 +2,9 @@ import logging
 import os
 import re
 import shutil
+import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sdnet.data import folders
+from sdnet.data import cache, folders, readers
 from sdnet.data.split import LISTING, Files
 from sdnet.data.splits import prepare
+from sdnet.data.streaming import Reader
 
 
 def save(path, pixels, **options):
@@ -218,7 +221,7 @@ def test_images_have_to_leave_a_third_of_the_memory(folder, monkeypatch):
         "size, or dataset=image_stream, which reads them from the disk again and again"
     )
     with pytest.raises(ValueError, match=f"^{message}$"):
-        folders._check_memory(7, 2_000_000_000)
+        cache.check_memory(7, 2_000_000_000)
 
 
 def test_decoding_in_processes_equals_decoding_in_one(folder):
@@ -268,7 +271,7 @@ def test_images_that_are_only_counted_are_not_read(folder, monkeypatch):
 
 
 def test_decoding_shows_that_it_lives(folder, monkeypatch, caplog):
-    monkeypatch.setattr(folders, "TELL_SECONDS", -1.0)
+    monkeypatch.setattr(readers, "TELL_SECONDS", -1.0)
     caplog.set_level("INFO")
     monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
     folders.image_folder(str(folder))
@@ -296,17 +299,37 @@ def test_what_begins_with_a_dot_is_no_image(folder):
             kind(str(folder))
 
 
+def swapped(content, at):
+    """The content with one bit of one byte turned."""
+    content = bytearray(content)
+    content[at] ^= 1
+    return bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda file: os.truncate(file, 100),
+        lambda file: os.truncate(file, file.stat().st_size - 1),
         lambda file: os.truncate(file, 0),
+        lambda file: file.write_bytes(swapped(file.read_bytes(), -20)),
+        lambda file: file.write_bytes(swapped(file.read_bytes(), 70)),
         lambda file: file.write_bytes(b"no array"),
         lambda file: np.save(file, np.zeros((3, 4, 6, 3), np.uint8)),
         lambda file: np.save(file, np.zeros((8, 4, 6, 3))),
         lambda file: np.save(file, np.array([{}], dtype=object)),
     ],
-    ids=["short", "empty", "foreign", "fewer", "floats", "objects"],
+    ids=[
+        "short",
+        "a byte",
+        "empty",
+        "a pixel",
+        "its shape",
+        "foreign",
+        "fewer",
+        "floats",
+        "objects",
+    ],
 )
 def test_a_damaged_cache_is_made_anew(folder, damage):
     expected = folders.image_folder(str(folder)).train[:]
@@ -339,3 +362,69 @@ def test_on_a_terminal_decoding_has_a_bar(folder, monkeypatch):
     monkeypatch.setattr(progress.Progress, "update", updated)
     assert len(folders.image_folder(str(folder)).train) == 6
     assert seen == [(8, 8)]
+
+
+BOTH = {
+    "image_folder": folders.image_folder,
+    "image_stream": partial(folders.image_stream, size=4, resize=4),
+}
+each_kind = pytest.mark.parametrize("kind", BOTH.values(), ids=BOTH)
+
+
+def content(part):
+    """The labels and the images of a part."""
+    if isinstance(part, Files):
+        reader = Reader(part, None, False)
+        return part.labels.tolist(), reader[0, np.arange(len(part))][0].tolist()
+    return part.labels.tolist(), part[:].tolist()
+
+
+@each_kind
+def test_bad_images_that_are_left_out_might_as_well_not_be_there(folder, kind, caplog, monkeypatch):
+    before = kind(str(folder), on_bad_image="skip")
+    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+    ant, bee = folder / "train" / "ant", folder / "val" / "bee"
+    (ant / "0.png").write_bytes(b"")
+    (ant / "sub1" / "a.png").write_bytes((ant / "sub1" / "1.png").read_bytes()[:40])
+    (ant / "z.jpg").symlink_to("nowhere")
+    os.mkfifo(ant / "z.png")
+    (bee / "x.png").write_bytes(b"no image")
+    for _ in range(2):  # and then from the cache
+        caplog.clear()
+        source = kind(str(folder), on_bad_image="skip")
+        for part in ("train", "test"):
+            assert content(getattr(source, part)) == content(getattr(before, part))
+        assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+            "train/: 4 of 10 images cannot be read and are left out: 'train/ant/0.png', "
+            "'train/ant/z.jpg', 'train/ant/z.png', ...",
+            "val/: 1 of 3 images cannot be read and are left out: 'val/bee/x.png'",
+        ]
+        monkeypatch.setattr(folders, "is_bad", None)
+    monkeypatch.undo()
+    (bee / "x.png").unlink()
+    save(bee / "x.png", np.full((4, 6, 3), 99, np.uint8))  # put right: it counts from now on
+    assert len(kind(str(folder), on_bad_image="skip").test) == len(before.test) + 1
+
+
+@each_kind
+def test_a_class_of_bad_images_only_is_named(folder, kind):
+    for file in (folder / "val" / "bee").rglob("*.png"):
+        file.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"class without images in val/: \['bee'\]"):
+        kind(str(folder), on_bad_image="skip")
+
+
+@each_kind
+def test_what_is_done_with_bad_images_is_one_of_two_things(folder, kind):
+    with pytest.raises(ValueError, match=r"^on_bad_image must be one of error, skip, got 'drop'"):
+        kind(str(folder), on_bad_image="drop")
+
+
+def die(files):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_while_it_decodes_ends_the_run(folder, monkeypatch):
+    monkeypatch.setattr(readers, "CHUNK", 1)
+    with pytest.raises(readers.ReadersLost, match="a process that reads images was lost"):
+        readers.read_all(die, [folder] * 4, np.empty(4), workers=2)

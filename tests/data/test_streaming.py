@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import re
 import signal
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision.transforms.v2 import functional as TF
 
+from sdnet.data.readers import ReadersLost
 from sdnet.data.sources import image_stream
 from sdnet.data.split import Reading
 from sdnet.data.splits import Normalization, prepare
@@ -150,21 +153,25 @@ def test_workers_are_out_of_reach_of_signals_to_the_process_group(folder):
 
 
 def test_workers_are_as_many_as_the_cores_of_this_process_but_not_more_than_eight(monkeypatch):
-    def workers(cores, mine=None, processes=None):
+    def workers(cores, mine=None, processes=None, torchrun=False):
         monkeypatch.setattr(os, "cpu_count", lambda: cores)
         if mine is None:  # not on every system
             monkeypatch.delattr(os, "sched_getaffinity", raising=False)
         else:
             monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(mine)), raising=False)
-        monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+        for name in ("LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+            monkeypatch.delenv(name, raising=False)
         if processes is not None:
             monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        if torchrun:
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         return default_workers()
 
     assert [workers(cores) for cores in (1, 6, 8, 9, 64)] == [1, 6, 8, 8, 8]
     assert [workers(cores, cores) for cores in (1, 6, 64)] == [1, 6, 8]
     assert [workers(64, mine) for mine in (1, 3, 12, 63)] == [1, 3, 8, 8]
     assert workers(64, 6, processes=4) == 6  # which are its own already
+    assert workers(64, 6, processes=4, torchrun=True) == 1  # which all of them share
     assert [workers(12, 12, n) for n in (1, 4, 5, 12, 24)] == [8, 3, 2, 1, 1]
     assert workers(64, processes=16) == 4
     assert BATCHES_AHEAD == 2
@@ -232,3 +239,71 @@ def test_statistics_of_images_that_are_not_in_memory_are_refused(folder):
     for part in (data.train, data.validation):  # names and labels move together
         folders = [Path(part.path(row)).parent for row in range(len(part))]
         assert [folder / "train" / "ab"[label] for label in part.labels] == folders
+
+
+@pytest.fixture
+def lost_at_once(monkeypatch):
+    """Has torch look for the loss of a process ten times a second, not every five."""
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
+    wait = _MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(wait, "__defaults__", (0.1,))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS, signal.SIGTERM])
+@pytest.mark.parametrize("seed", [0, None], ids=["training", "evaluation"])
+def test_the_loss_of_a_process_is_told_where_a_batch_is_waited_for(
+    folder, lost_at_once, number, seed
+):
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = loader(folder, seed=seed, batch_size=1, workers=2).batches()
+    next(batches)
+    worker = multiprocessing.active_children()[0]
+    os.kill(worker.pid, number)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # nothing is raised by SIGCHLD
+    assert signal.getsignal(signal.SIGCHLD) == handler
+    with pytest.raises(ReadersLost, match=f"{worker.pid}.*; trainer.workers=2 could be fewer"):
+        list(batches)
+
+
+def test_a_process_that_cannot_be_started_is_told(folder, monkeypatch):
+    def refuse(self):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", refuse)
+    with pytest.raises(ReadersLost, match=r"Cannot allocate memory.*trainer.workers=1 could be"):
+        list(loader(folder, workers=1).batches())
+
+
+def test_shared_memory_that_is_full_is_told(folder, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(ReadersLost, match=r"/dev/shm.*No space.*: trainer.workers=0 needs none"):
+        list(loader(folder, workers=1).batches())
+    assert len(list(loader(folder, workers=0).batches())) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_else_goes_wrong_is_no_loss_and_its_place_is_told(folder, workers):
+    broken = loader(folder, workers=workers)
+    broken.reader.dataset.for_training = None
+    with pytest.raises(
+        RuntimeError, match=r"__getitem__(.|\n)*TypeError: 'NoneType' object is not"
+    ):
+        list(broken.batches())
+
+
+def test_a_strip_of_few_pixels_does_not_fill_the_memory(folder):
+    reader, largest = loader(folder, seed=None).reader.dataset, []
+    resize = reader.resize
+
+    def resized(image, size):
+        largest.append(max(image.shape))
+        return resize(image, size)
+
+    reader.resize = resized
+    for shape in ((3, 60_000, 1), (3, 1, 60_000), (3, 64, 1)):
+        image, _, _ = reader.for_evaluation(torch.ones(shape, dtype=torch.uint8), 0, 0)
+        assert image.shape == (3, 16, 16)
+    assert largest == [64] * 3

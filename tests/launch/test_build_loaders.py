@@ -11,9 +11,10 @@ from torchvision.transforms import v2
 
 from sdnet.config.errors import ConfigError
 from sdnet.data.loader import Loader
-from sdnet.data.streaming import StreamingLoader, stand_apart
+from sdnet.data.streaming import StreamingLoader
 from sdnet.launch.build import build_data, build_loaders, build_model, build_trainer, check_batches
 from sdnet.models.resnet import resnet_cifar
+from sdnet.processes import stand_apart
 from sdnet.training.distributed import World
 from tests.config.composed import composed
 from tests.data.keyed import philox, torch_seed

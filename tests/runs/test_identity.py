@@ -4,7 +4,7 @@ import hashlib
 import pytest
 
 from sdnet.runs.identity import determines_result, identity, run_name
-from tests.config.composed import NOT_RESULT
+from tests.config.composed import NOT_RESULT, composed
 from tests.runs.made import CONFIG, changed
 
 
@@ -130,3 +130,13 @@ def test_constant_depth_is_one_run_whichever_schedule_said_so():
     own = CONFIG | {"schedule": {"_target_": "mine.Constant", "name": "own", "p_L": 1.0}}
     assert run_name(own).startswith("resnet20-own-pL1-s0-")
     assert identity(own) != name[-8:]
+
+
+def test_a_setting_that_came_later_changes_no_name_until_it_is_used():
+    for dataset in ("image_folder", "image_stream"):
+        config = composed(f"dataset={dataset}", "dataset.root=x")
+        before = copy.deepcopy(config)
+        assert before["dataset"].pop("on_bad_image") == "error"
+        assert identity(before) == identity(config)
+        config["dataset"]["on_bad_image"] = "skip"
+        assert identity(before) != identity(config)
