@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sdnet.data.readers import ReadersLost
 from sdnet.models.schedules import mean_survival, survival_of
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
@@ -16,7 +17,10 @@ NO_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def is_the_machines(error: BaseException, run: RunFolder) -> bool:
-    """Whether a run ended since its folder could not be written, which the same command mends."""
+    """Whether a run ended for what the same command mends: a folder that could not be written, or
+    processes that read images and were killed."""
+    if isinstance(error, ReadersLost):
+        return True
     if isinstance(error, Damaged) and error.__cause__ is not None:
         error = error.__cause__  # one of its own files is gone
     if not isinstance(error, OSError):

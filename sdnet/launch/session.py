@@ -173,6 +173,7 @@ def _train(
             run_id, resumed = known["wandb_id"], "resumed" in known
             tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id, resumed)
             run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
+            wandb_mode = tracker.run.mode
         made = make_trainer()
         note_device(run, made.device)
         for line in opening_lines(config, made, wandb_mode):
@@ -211,8 +212,7 @@ def _train(
             with told("the figures could not be drawn"):
                 figures = figures_of(trainer, run, name, summary) if trainer else []
         if tracker is not None:
-            with told("the W&B run could not be ended"):
-                tracker.finish(summary, figures)
+            tracker.finish(summary, figures)
     if summary["status"] != "completed":  # trained to its end, and then its numbers failed
         raise RunError(f"{run.path} {summary['status']}: {summary['reason']}")
     return summary

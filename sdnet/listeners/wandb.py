@@ -1,19 +1,27 @@
 """Weights & Biases: the same numbers as the run folder's, online or in an offline run beside them.
 
-Nothing here prompts, and a server that cannot be reached never stops a run.
+This is the border to it. Nothing here prompts, no exception of W&B's gets past, and a run waits
+for it half a minute at most, in all. Where it fails, that is told, and the run goes without it.
 """
 
+import errno
 import hashlib
 import json
 import logging
-import netrc
 import os
 import shutil
 import socket
+import threading
+import time
 import urllib.request
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+import psutil
 
 from sdnet.training.trainer import Listener, Trainer
 
@@ -22,55 +30,169 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 UNKNOWN = {"mode": "disabled", "entity": None, "project": "sdnet", "group": None, "tags": []}
+words = log.getChild("words")  # what W&B would print; an error it raises as well
+words.addFilter(lambda record: record.levelno == logging.WARNING)
+
 INTERVAL = "interval/active_blocks"  # mean since the last measurement, on an axis of steps
+MODES = {"run": "online", "shared": "online", "dryrun": "offline"}  # W&B's other words
+SECRET = ("KEY", "TOKEN", "HEADER", "PROXY")  # in the names of variables that are not shown
+
+# The seconds that a run waits for W&B: REACH, BEGIN, END and FORGET are 30 together.
+REACH = 3.0  # for the server to take a connection
+BEGIN = 17.0  # for a run to begin, online or else offline
+ANSWER = 8.0  # of these, for the server to know the run
+END = 9.0  # for anything that a run is told, its end above all
+UPLOAD = 8.0  # of these, for what is not uploaded by then
+FORGET = 1.0  # for a service to end by itself
 
 
-def has_credentials(host: str) -> bool:
-    """Whether an API key for the W&B server is in the environment or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    file = os.environ.get("NETRC") or Path("~/.netrc").expanduser()
+class Mistake(ValueError):
+    """A user's, the one error that gets past the border."""
+
+
+class Lost(Exception):
+    """W&B failed, or was late."""
+
+
+def ask(seconds: float | None, function: Callable, *arguments: Any, **named: Any) -> Any:
+    """What a function that calls W&B returns.
+
+    It runs in a thread of its own, which is left behind when the time is over.
+
+    Raises:
+        Mistake: as the function does.
+        Lost: whatever else it raises, or it is late.
+    """
+    answer: Future = Future()
+
+    def call():
+        try:
+            answer.set_result(function(*arguments, **named))
+        except BaseException as error:  # W&B also ends processes
+            answer.set_exception(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answer.done():
+        raise Lost(f"no answer in {seconds:g} s")
+    error = answer.exception()
+    if isinstance(error, Mistake):
+        raise error
+    if error is not None:
+        text = " ".join(str(error).split())  # some have several lines, some none
+        raise Lost(f"{type(error).__name__}: {text}" if text else type(error).__name__) from error
+    return answer.result()
+
+
+def forget() -> None:
+    """Ends W&B's service, in whatever state it is: what begins next has one of its own."""
+    import wandb
+
+    os.environ.pop("WANDB_SERVICE", None)  # the address of one that another process started
+    logging.getLogger("wandb").handlers = [logging.NullHandler()]  # those of runs without an end
+    with suppress(Lost):
+        ask(FORGET, wandb.teardown)
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any("wandb-core" in word for word in process.cmdline()):
+                process.kill()
+                process.wait(FORGET)
+
+
+def load_settings() -> Any:
+    """W&B's settings, of its files and its variables; what it says goes to the log from here on."""
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    settings = wandb_setup.singleton().settings  # wandb.setup() would start the service
+    wandb.termsetup(wandb.Settings(silent=True), words)
+    return settings
+
+
+def check_variables() -> None:
+    """Raises a Mistake that names the variable which W&B does not understand."""
+    import wandb
+    from pydantic import ValidationError
+
+    settings = wandb.Settings()
+    for name, value in os.environ.items():
+        try:
+            settings.update_from_env_vars({name: value})
+        except Exception as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            shown = "" if any(word in name for word in SECRET) else f", got {value!r}"
+            raise Mistake(f"the variable {name} is refused by W&B: {reason}{shown}") from error
+
+
+def has_credentials(url: str) -> bool:
+    """Whether W&B finds a key for its server: in a variable, the netrc file or its settings.
+
+    Raises:
+        Mistake: what it finds cannot be one.
+    """
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib import wbauth
+
     try:
-        return netrc.netrc(file).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+        found = wbauth.authenticate_session(host=url, source="", prompt=False, update_session=False)
+    except AuthenticationError as error:
+        raise Mistake(f"credentials: {error}") from error
+    return found is not None
 
 
 def resolve_mode(mode: str) -> str:
     """`online`, `offline` or `disabled` for a setting that may be `auto`.
 
     Raises:
-        ValueError: `online` without credentials.
+        ValueError: `online` without credentials, or something that W&B does not understand.
     """
-    if mode == "auto":  # W&B's own variable may say more
-        mode = os.environ.get("WANDB_MODE", mode)
-    if mode in ("offline", "disabled"):
-        return mode
-    import wandb
+    try:
+        return mode if mode == "disabled" else ask(None, _resolve, mode)
+    except Lost as error:
+        log.warning("W&B cannot be used (%s): it is disabled", error)
+        return "disabled"
 
-    url = urlsplit(wandb.setup().settings.base_url)
-    if not has_credentials(url.hostname):
-        if mode == "online":
-            raise ValueError(
+
+def _resolve(mode: str) -> str:
+    # The end of a process would wait for W&B's reports of its own errors.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    check_variables()
+    settings = load_settings()
+    must = mode == "online" or "WANDB_MODE" in os.environ
+    if mode == "auto":
+        mode = MODES.get(settings.mode, settings.mode)
+    if mode != "online":
+        return mode
+    if not has_credentials(settings.base_url):
+        if must:
+            raise Mistake(
                 "mode online needs credentials: run `wandb login` or set WANDB_API_KEY; "
                 "auto and offline work without"
             )
         return "offline"
-    if urllib.request.getproxies().get(url.scheme):
+    url = urlsplit(settings.base_url)
+    if getattr(settings, f"{url.scheme}_proxy") or urllib.request.getproxies().get(url.scheme):
         return "online"  # the proxy may reach what this machine does not
+    address = (url.hostname, url.port or (80 if url.scheme == "http" else 443))
     try:
-        port = url.port or (80 if url.scheme == "http" else 443)
-        socket.create_connection((url.hostname, port), timeout=5).close()
-    except OSError as error:
+        ask(REACH, lambda: socket.create_connection(address, timeout=REACH).close())
+    except Lost as error:
         log.warning("W&B at %s cannot be reached (%s): this run is offline", url.hostname, error)
         return "offline"
     return "online"
 
 
+def check_space(folder: Path) -> None:
+    """Raises an OSError where the disk is full, of which W&B's service says nothing."""
+    if not shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 def start_run(
     settings: dict[str, Any], mode: str, folder: Path, run_id: str, resumed: bool, **arguments: Any
 ):
-    """Begins a W&B run, or continues the one of that id; offline where the server does not answer.
+    """Begins a W&B run, or continues the one of that id.
 
     Args:
         settings: the configuration's `wandb`.
@@ -81,6 +203,8 @@ def start_run(
     """
     import wandb
 
+    check_space(folder)
+    load_settings()
     arguments |= {
         "project": settings["project"],
         "entity": settings["entity"],
@@ -90,16 +214,55 @@ def start_run(
         "id": run_id,
         "resume": "allow" if resumed or mode == "online" else None,
         "reinit": "finish_previous",
-        "settings": wandb.Settings(silent=True, console="off", init_timeout=15),
+        "settings": wandb.Settings(
+            silent=True, console="off", init_timeout=ANSWER, finish_timeout=UPLOAD
+        ),
     }
     if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent has decided where the run belongs
         arguments |= dict.fromkeys(("id", "project", "entity", "resume"))
-    try:
-        return wandb.init(mode=mode, **arguments)
-    except wandb.errors.Error as error:  # no answer in time, a key that is refused, ...
-        log.warning("W&B cannot be used (%s): this run is offline", error)
-        wandb.teardown()
-        return wandb.init(mode="offline", **arguments)
+    return wandb.init(mode=mode, **arguments)
+
+
+class Run:
+    """A W&B run, until something fails or is late: that is told, and nothing more goes to W&B.
+
+    The arguments are `start_run`'s.
+
+    Attributes:
+        id: W&B's, which may be an agent's.
+        mode: how it began: `online`, `offline`, or `disabled` where it could not.
+    """
+
+    def __init__(
+        self, settings: dict[str, Any], mode: str, folder: Path, run_id: str, *more, **named: Any
+    ):
+        self.id, self.mode, self.folder, self.run = run_id, mode, folder, None
+        until = time.monotonic() + BEGIN
+        while self.run is None and self.mode != "disabled":
+            limit = ANSWER + 1 if self.mode == "online" else until - time.monotonic()
+            begin = (limit, start_run, settings, self.mode, folder, run_id)
+            try:
+                self.run = ask(*begin, *more, **named)
+                self.id = self.run.id
+            except Lost as error:
+                self.mode = "offline" if self.mode == "online" else "disabled"
+                log.warning("W&B cannot be used (%s): for this run it is %s", error, self.mode)
+                forget()
+
+    def do(self, function: Callable[[Any], Any]) -> None:
+        """Calls a function with W&B's run."""
+        if self.run is None:
+            return
+        try:
+            ask(END, self._call, function)
+        except Lost as error:
+            self.run = None
+            log.warning("W&B is lost (%s): nothing more is logged to it", error)
+            forget()
+
+    def _call(self, function: Callable[[Any], Any]) -> None:
+        function(self.run)
+        check_space(self.folder)
 
 
 def log_report(report: "Report", mode: str | None = None) -> None:
@@ -121,14 +284,18 @@ def log_report(report: "Report", mode: str | None = None) -> None:
 
     place = json.dumps([settings[key] for key in ("entity", "project", "group")])
     run_id = hashlib.blake2b(place.encode(), digest_size=4).hexdigest()
-    name = f"report-{settings['group']}"
     for earlier in (report.out / "wandb").glob(f"offline-run-*-{run_id}*"):
-        shutil.rmtree(earlier)  # never uploaded, and superseded by what follows
-    with start_run(settings, mode, report.out, run_id, False, name=name, job_type="report") as run:
+        shutil.rmtree(earlier, ignore_errors=True)  # never uploaded, superseded by what follows
+    named = {"name": f"report-{settings['group']}", "job_type": "report"}
+
+    def fill(run):
         table = report.table.astype(object).where(report.table.notna(), None)
         run.log({"report": wandb.Table(dataframe=table, allow_mixed_types=True)})
         run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in report.figures})
         run.summary.update({"runs": len(report.runs), "left_out": len(report.left_out)})
+        run.finish()
+
+    Run(settings, mode, report.out, run_id, False, **named).do(fill)
 
 
 class WandbListener(Listener):
@@ -141,27 +308,14 @@ class WandbListener(Listener):
     """
 
     def __init__(
-        self,
-        config: dict[str, Any],
-        mode: str,
-        folder: Path,
-        name: str,
-        run_id: str,
-        resumed: bool,
+        self, config: dict[str, Any], mode: str, folder: Path, name: str, run_id: str, resumed: bool
     ):
         shown = {"name": config["wandb"]["name"] or name, "job_type": "train", "config": config}
-        self.run = start_run(config["wandb"], mode, folder, run_id, resumed, **shown)
-        self.run.define_metric("*", step_metric="epoch")
-        self.run.define_metric(INTERVAL, step_metric="step")
+        self.run = Run(config["wandb"], mode, folder, run_id, resumed, **shown)
+        self.run.do(lambda run: run.define_metric("*", step_metric="epoch"))
+        self.run.do(lambda run: run.define_metric(INTERVAL, step_metric="step"))
         self.log_every = config["trainer"]["log_every"]
         self.seen = (0, 0.0)  # steps and active blocks already logged
-
-    def log(self, values: dict[str, Any]) -> None:
-        """Logs to W&B, whose troubles never stop a run."""
-        try:
-            self.run.log(values)
-        except Exception as error:
-            log.warning("not logged to W&B: %s: %s", type(error).__name__, error)
 
     def on_start(self, trainer: Trainer) -> None:
         self.seen = (trainer.counters.step, trainer.counters.active)
@@ -170,11 +324,12 @@ class WandbListener(Listener):
         step, active = trainer.counters.step, trainer.counters.active
         if step % self.log_every == 0 or step == trainer.total_steps:
             mean = (active - self.seen[1]) / (step - self.seen[0])
-            self.log({"step": step, INTERVAL: mean})
+            self.run.do(lambda run: run.log({"step": step, INTERVAL: mean}))
             self.seen = (step, active)
 
     def on_row(self, trainer: Trainer, row: dict[str, float | None]) -> None:
-        self.log({key: value for key, value in row.items() if value is not None})
+        known = {key: value for key, value in row.items() if value is not None}
+        self.run.do(lambda run: run.log(known))
 
     def finish(self, summary: dict[str, Any], figures: list[Path]) -> None:
         """Ends the W&B run with the numbers of summary.json and the figures.
@@ -182,8 +337,14 @@ class WandbListener(Listener):
         Args:
             summary: empty where another process has the run by now.
         """
-        import wandb
 
-        self.run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures})
-        self.run.summary.update(summary)
-        self.run.finish(exit_code=0 if summary.get("status") == "completed" else 1)
+        def end(run):
+            import wandb
+
+            try:
+                run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures})
+            finally:
+                run.summary.update(summary)
+                run.finish(exit_code=0 if summary.get("status") == "completed" else 1)
+
+        self.run.do(end)

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from sdnet.data.readers import ReadersLost
 from sdnet.launch import ending
 from sdnet.runs.folder import RunFolder
 
@@ -18,6 +19,7 @@ from sdnet.runs.folder import RunFolder
         (FileNotFoundError(errno.ENOENT, "no such file", "images/a/1.png"), False),
         (OSError("something"), False),
         (ValueError("run/x"), False),
+        (ReadersLost("killed"), True),
     ],
     ids=str,
 )

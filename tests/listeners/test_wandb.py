@@ -5,14 +5,18 @@ import json
 import logging
 import math
 import os
+import shutil
 import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
 import wandb
 from PIL import Image
+from wandb.sdk import wandb_setup
 
 from sdnet.listeners import wandb as tracking
 from sdnet.training.counters import Counters
@@ -27,14 +31,26 @@ SETTINGS = {
 }
 
 
+KEY = "k" * 40
+
+
 @pytest.fixture(autouse=True)
-def environment(monkeypatch, tmp_path):
+def environment(monkeypatch, tmp_path, caplog):
     """No variable of W&B's or of a proxy's, no key, and nothing of a run that is under way."""
     for name in list(os.environ):
         if name.startswith("WANDB") or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(wandb, "teardown", lambda: pytest.fail("teardown"))
+    monkeypatch.setattr(
+        wandb_setup._WandbSetup, "ensure_service", lambda self: pytest.fail("began")
+    )
+    monkeypatch.setattr(wandb_setup, "_singleton", None)
+    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+    caplog.set_level(logging.WARNING)
 
 
 @pytest.fixture
@@ -49,50 +65,107 @@ def server(monkeypatch):
                 raise error
             return SimpleNamespace(close=lambda: tried.append("closed"))
 
-        settings = SimpleNamespace(base_url=url)
-        monkeypatch.setattr(wandb, "setup", lambda: SimpleNamespace(settings=settings))
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setattr(wandb_setup, "_singleton", None)
         monkeypatch.setattr(socket, "create_connection", connect)
         return tried
 
     return at
 
 
+def test_what_a_function_raises_is_lost_and_so_is_being_late():
+    assert tracking.ask(9, divmod, 7, 4) == (1, 3)
+    for error, text in (
+        (ValueError("two\n lines"), "ValueError: two lines"),
+        (SystemExit(), "SystemExit"),
+    ):
+        with pytest.raises(tracking.Lost, match=f"^{text}$") as lost:
+            tracking.ask(9, Mock(side_effect=error))
+        assert lost.value.__cause__ is error
+    with pytest.raises(tracking.Mistake, match="a user's"):
+        tracking.ask(9, Mock(side_effect=tracking.Mistake("a user's")))
+    for_ever = threading.Event()
+    with pytest.raises(tracking.Lost, match=r"^no answer in 0\.01 s$"):
+        tracking.ask(0.01, for_ever.wait)
+    for_ever.set()
+
+
+def test_a_run_waits_half_a_minute_in_all():
+    assert tracking.REACH + tracking.BEGIN + tracking.END + tracking.FORGET == 30
+    assert tracking.ANSWER + 1 < tracking.BEGIN and tracking.UPLOAD < tracking.END
+
+
 def test_credentials_are_a_key_a_token_or_an_entry_for_the_very_host(monkeypatch, tmp_path):
-    assert not tracking.has_credentials("api.wandb.ai")
+    url = "https://other.host:8080"
+    assert not tracking.has_credentials(url)
     file = tmp_path / "netrc"
-    file.write_text("machine other.host\n  login user\n  password secret\n")
-    assert not tracking.has_credentials("api.wandb.ai")
-    assert tracking.has_credentials("other.host")
-    file.write_text("machine other.host\n  login user\nnonsense")
-    assert not tracking.has_credentials("other.host")
-    monkeypatch.delenv("NETRC")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert not tracking.has_credentials("home.host")
-    (tmp_path / ".netrc").write_text("machine home.host\n  login user\n  password secret\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    assert tracking.has_credentials("home.host")
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+    file.write_text(f"machine other.host:8080\n  login user\n  password {KEY}\n")
+    assert tracking.has_credentials(url)
+    assert not tracking.has_credentials("https://other.host")
+    file.write_text(f"machine other.host:8080\n  login user\n  password {KEY}\nnonsense")
+    assert not tracking.has_credentials(url)
+    for name, value in (("WANDB_API_KEY", KEY), ("WANDB_IDENTITY_TOKEN_FILE", "x")):
         with monkeypatch.context() as patch:
-            patch.setenv(name, "x")
-            assert tracking.has_credentials("api.wandb.ai")
+            patch.setenv(name, value)
+            assert tracking.has_credentials(url)
             patch.setenv(name, "")
-            assert not tracking.has_credentials("api.wandb.ai")
+            assert not tracking.has_credentials(url)
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    with pytest.raises(ValueError, match="WANDB_API_KEY invalid") as error:
+        tracking.resolve_mode("online")
+    assert "secret" not in str(error.value)
 
 
-def test_a_mode_that_was_chosen_is_kept_and_auto_is_what_the_variable_says(monkeypatch):
-    monkeypatch.setattr(wandb, "setup", lambda: pytest.fail("nobody is to be asked"))
+def test_a_mode_that_was_chosen_is_kept_and_without_one_wandbs_words_decide(monkeypatch, server):
+    server("https://api.host")
     assert tracking.resolve_mode("offline") == "offline"
+    words = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+    words |= dict.fromkeys(("online", "run", "shared"), "online")
+    Path("wandb").mkdir()
+    for key in ("", KEY):
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        for word, meant in words.items():
+            Path("wandb", "settings").write_text(f"[default]\nmode = {word}\n")
+            monkeypatch.setattr(wandb_setup, "_singleton", None)
+            expected = meant if key or meant != "online" else "offline"
+            assert tracking.resolve_mode("auto") == expected
+            assert tracking.resolve_mode("offline") == "offline"  # the setting comes first
+    for word, meant in words.items():
+        monkeypatch.setenv("WANDB_MODE", word)
+        monkeypatch.setattr(wandb_setup, "_singleton", None)
+        assert tracking.resolve_mode("auto") == meant
+        assert tracking.resolve_mode("disabled") == "disabled"
+
+
+@pytest.mark.parametrize(
+    "name, value, shown",
+    [
+        ("WANDB_MODE", "foo", "'offline'.*, got 'foo'$"),
+        ("WANDB_MODE", "", "'offline'.*, got ''$"),
+        ("WANDB_BASE_URL", "foo", "valid URL.*, got 'foo'$"),
+        ("WANDB_INIT_TIMEOUT", "soon", "valid number.*, got 'soon'$"),
+        ("WANDB_API_KEY", " k", "whitespace$"),
+        ("WANDB__EXTRA_HTTP_HEADERS", "{secret", "line 1 column 2.*$"),
+    ],
+)
+def test_a_variable_that_wandb_refuses_is_named_in_one_line(monkeypatch, name, value, shown):
+    monkeypatch.setenv(name, value)
     assert tracking.resolve_mode("disabled") == "disabled"
-    for variable in ("offline", "disabled"):
-        monkeypatch.setenv("WANDB_MODE", variable)
-        assert tracking.resolve_mode("auto") == variable
-    assert tracking.resolve_mode("offline") == "offline"  # the setting comes first
+    for mode in ("auto", "offline", "online"):
+        with pytest.raises(ValueError, match=f"^the variable {name} is refused.*{shown}") as error:
+            tracking.resolve_mode(mode)
+        assert "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+def test_a_wandb_that_cannot_be_used_at_all_is_disabled(monkeypatch, caplog):
+    monkeypatch.setattr(wandb_setup, "singleton", Mock(side_effect=RuntimeError("broken")))
+    assert tracking.resolve_mode("auto") == "disabled"
+    assert caplog.messages == ["W&B cannot be used (RuntimeError: broken): it is disabled"]
 
 
 def test_without_credentials_auto_is_offline_and_online_a_mistake(monkeypatch, server):
     tried = server("https://api.host")
     assert tracking.resolve_mode("auto") == "offline"
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     message = (
         r"^mode online needs credentials: run `wandb login` or set WANDB_API_KEY; auto and off"
     )
@@ -107,16 +180,15 @@ def test_without_credentials_auto_is_offline_and_online_a_mistake(monkeypatch, s
 @pytest.mark.parametrize(
     "url, address",
     [
-        ("https://api.host", ("api.host", 443, 5)),
-        ("http://api.host", ("api.host", 80, 5)),
-        ("http://local.host:8080/path", ("local.host", 8080, 5)),
+        ("https://api.host", ("api.host", 443, 3)),
+        ("http://api.host", ("api.host", 80, 3)),
+        ("http://local.host:8080/path", ("local.host", 8080, 3)),
     ],
 )
 def test_with_credentials_the_mode_is_online_where_the_server_answers(
-    monkeypatch, tmp_path, server, caplog, url, address
+    monkeypatch, server, caplog, url, address
 ):
-    (tmp_path / "netrc").write_text(f"machine {address[0]}\n  login user\n  password secret\n")
-    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     for mode in ("auto", "online"):
         tried = server(url)
         tried.clear()
@@ -126,15 +198,19 @@ def test_with_credentials_the_mode_is_online_where_the_server_answers(
         caplog.clear()
         assert tracking.resolve_mode(mode) == "offline" and tried == [address]
         assert caplog.messages == [
-            f"W&B at {address[0]} cannot be reached (timed out): this run is offline"
+            f"W&B at {address[0]} cannot be reached (TimeoutError: timed out): this run is offline"
         ]
 
 
 def test_a_proxy_may_reach_what_this_machine_does_not(monkeypatch, server):
-    monkeypatch.setenv("WANDB_API_KEY", "x")
-    monkeypatch.setenv("https_proxy", "http://proxy:1")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
     tried = server("https://api.host", OSError("no route"))
-    assert tracking.resolve_mode("auto") == "online" and tried == []
+    for name in ("https_proxy", "WANDB_HTTPS_PROXY"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "http://proxy:1")
+            patch.setattr(wandb_setup, "_singleton", None)
+            assert tracking.resolve_mode("auto") == "online" and tried == []
+    monkeypatch.setenv("https_proxy", "http://proxy:1")
     server("http://api.host", OSError("no route"))  # another scheme
     assert tracking.resolve_mode("auto") == "offline" and len(tried) == 1
 
@@ -147,6 +223,7 @@ def begun(monkeypatch):
         answers = ()
 
     begun = Begun()
+    Path("run").mkdir()
 
     def init(**arguments):
         begun.append(arguments)
@@ -174,7 +251,8 @@ def test_a_run_begins_with_what_the_settings_say(begun, mode, resumed, resume):
     assert made == "a run"
     (arguments,) = begun
     settings = arguments.pop("settings")
-    assert (settings.silent, settings.console, settings.init_timeout) == (True, "off", 15)
+    assert (settings.silent, settings.console) == (True, "off")
+    assert (settings.init_timeout, settings.finish_timeout) == (8, 8)
     assert arguments == {
         "mode": mode,
         "project": "p",
@@ -198,32 +276,46 @@ def test_under_an_agent_a_run_belongs_where_the_agent_says(begun, monkeypatch):
     assert (begun[0]["group"], begun[0]["name"], begun[0]["mode"]) == ("g", "n", "online")
 
 
-def test_where_the_server_does_not_answer_a_run_is_offline(begun, monkeypatch, caplog):
+@pytest.mark.parametrize("errors", [0, 1, 2])
+def test_where_a_run_cannot_begin_it_is_offline_and_then_disabled(
+    begun, monkeypatch, caplog, errors
+):
+    monkeypatch.setenv("WANDB_SERVICE", "of another process")
     torn = []
     monkeypatch.setattr(wandb, "teardown", lambda: torn.append(len(begun)))
-    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
-    begun.answers = [wandb.errors.CommError("no answer"), "an offline run"]
-    assert tracking.start_run(SETTINGS, "online", Path("run"), "id", False) == "an offline run"
-    assert torn == [1]  # between the two
-    first, second = begun
-    assert first | {"mode": "offline"} == second and first["mode"] == "online"
-    assert caplog.messages == ["W&B cannot be used (no answer): this run is offline"]
-    begun.answers = [*begun.answers, ValueError("a mistake")]
-    with pytest.raises(ValueError, match="a mistake"):
-        tracking.start_run(SETTINGS, "online", Path("run"), "id", False)
+    raised = [wandb.errors.CommError("no answer"), OSError("no folder")][:errors]
+    begun.answers = [*raised, Run("agent456")]
+    run = tracking.Run(SETTINGS, "online", Path("run"), "id", False, name="n")
+    assert run.mode == ("online", "offline", "disabled")[errors]
+    assert [arguments["mode"] for arguments in begun] == ["online", "offline"][: errors + 1]
+    assert run.id == ("id" if errors == 2 else "agent456")
+    assert torn == list(range(1, errors + 1))  # before another begins
+    assert (
+        caplog.messages
+        == [
+            "W&B cannot be used (CommError: no answer): for this run it is offline",
+            "W&B cannot be used (OSError: no folder): for this run it is disabled",
+        ][:errors]
+    )
+    assert ("WANDB_SERVICE" in os.environ) == (errors == 0)
+    run.do(lambda run: run.log({"a": 1}))
+    assert errors == 2 or run.run.logged == [{"a": 1}]
+
+
+def test_what_wandb_warns_of_is_told_and_nothing_else_it_prints(begun, caplog, capsys):
+    tracking.start_run(SETTINGS, "offline", Path("run"), "id", False)
+    for say in (wandb.termlog, wandb.termerror, wandb.termwarn):
+        say("words")
+    assert caplog.messages == ["wandb: WARNING words"]
+    assert capsys.readouterr() == ("", "")
 
 
 class Run:
     """Stands in for a W&B run."""
 
-    def __init__(self):
+    def __init__(self, run_id="id000000"):
+        self.id = run_id
         self.metrics, self.logged, self.summary, self.ended = [], [], {}, []
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        self.ended.append(None)
 
     def define_metric(self, name, step_metric):
         self.metrics.append((name, step_metric))
@@ -231,7 +323,7 @@ class Run:
     def log(self, values):
         self.logged.append(values)
 
-    def finish(self, exit_code):
+    def finish(self, exit_code=None):
         self.ended.append(exit_code)
 
 
@@ -253,7 +345,7 @@ def test_a_run_is_named_and_its_numbers_have_their_axes(begun):
     first = begun[0]
     assert (first["job_type"], first["id"], first["resume"]) == ("train", "id000000", "allow")
     assert first["config"] == config() and first["dir"] == Path("run")
-    assert made.run.metrics[:2] == [("*", "epoch"), ("interval/active_blocks", "step")]
+    assert made.run.run.metrics[:2] == [("*", "epoch"), ("interval/active_blocks", "step")]
 
 
 def test_active_blocks_are_the_mean_of_each_interval_and_of_the_rest(begun):
@@ -264,7 +356,7 @@ def test_active_blocks_are_the_mean_of_each_interval_and_of_the_rest(begun):
         trainer.counters.step += 1
         trainer.counters.active += active
         made.on_step(trainer)
-    assert made.run.logged == [
+    assert made.run.run.logged == [
         {"step": 4, "interval/active_blocks": 1.5},
         {"step": 8, "interval/active_blocks": 4.5},
         {"step": 10, "interval/active_blocks": 7.5},
@@ -275,22 +367,43 @@ def test_a_run_that_is_not_resumed_counts_from_its_first_step(begun):
     made = listener(begun, config=config(log_every=1))
     trainer = SimpleNamespace(counters=Counters(step=1, active=7), total_steps=3)
     made.on_step(trainer)
-    assert made.run.logged == [{"step": 1, "interval/active_blocks": 7.0}]
+    assert made.run.run.logged == [{"step": 1, "interval/active_blocks": 7.0}]
 
 
 def test_a_row_is_logged_without_what_was_not_measured(begun):
     made = listener(begun)
     row = {"epoch": 1.0, "step": 11, "lr": 0.0, "val_error": None, "test_error": 5.0}
     made.on_row(None, row)
-    assert made.run.logged == [{"epoch": 1.0, "step": 11, "lr": 0.0, "test_error": 5.0}]
+    assert made.run.run.logged == [{"epoch": 1.0, "step": 11, "lr": 0.0, "test_error": 5.0}]
 
 
-def test_trouble_with_wandb_never_stops_a_run(begun, monkeypatch, caplog):
-    made = listener(begun)
-    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
-    monkeypatch.setattr(made.run, "log", lambda values: 1 / 0)
-    made.on_row(None, {"epoch": 1.0})
-    assert caplog.messages == ["not logged to W&B: ZeroDivisionError: division by zero"]
+@pytest.mark.parametrize("trouble", ["log", "finish", "disk"])
+def test_trouble_with_wandb_is_told_once_and_never_stops_a_run(begun, monkeypatch, caplog, trouble):
+    made, stub = listener(begun), Run()
+    made.run.run = stub
+    torn = []
+    monkeypatch.setattr(wandb, "teardown", lambda: torn.append(None))
+    if trouble == "disk":
+        full = SimpleNamespace(free=0)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: full)
+    else:
+        monkeypatch.setattr(stub, trouble, lambda *args, **named: 1 / 0)
+    for epoch in (1.0, 2.0):
+        made.on_row(None, {"epoch": epoch})
+    made.finish({"status": "completed"}, [])
+    reason = "OSError: [Errno 28] No space left on device: 'run'"
+    if trouble != "disk":
+        reason = "ZeroDivisionError: division by zero"
+    assert caplog.messages == [f"W&B is lost ({reason}): nothing more is logged to it"]
+    assert torn == [None]
+
+
+def test_a_figure_that_is_missing_does_not_keep_a_run_from_its_end(begun, monkeypatch):
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    made, stub = listener(begun), Run()
+    made.run.run = stub
+    made.finish({"status": "completed"}, [Path("missing.png")])
+    assert stub.summary == {"status": "completed"} and stub.ended == [0]
 
 
 @pytest.mark.parametrize(
@@ -302,10 +415,10 @@ def test_the_end_of_a_run_has_its_summary_figures_and_exit_code(begun, tmp_path,
         Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
     made = listener(begun)
     made.finish(summary, [tmp_path / "survival.png", tmp_path / "curves.png"])
-    (figures,) = made.run.logged
+    (figures,) = made.run.run.logged
     assert list(figures) == ["figures/survival", "figures/curves"]
     assert all(isinstance(image, wandb.Image) for image in figures.values())
-    assert made.run.summary == summary and made.run.ended == [code]
+    assert made.run.run.summary == summary and made.run.run.ended == [code]
 
 
 @pytest.fixture
@@ -346,6 +459,15 @@ def test_a_report_is_one_run_of_its_group_that_replaces_the_one_before(begun, re
         run.config["wandb"]["group"] = "h"
     tracking.log_report(report)
     assert begun[2]["id"] != run_id and begun[2]["name"] == "report-h"
+
+
+def test_a_report_that_wandb_does_not_take_is_told(begun, report, monkeypatch, caplog):
+    monkeypatch.setattr(wandb, "teardown", lambda: None)
+    begun.answers = [wandb.errors.Error("no")]
+    tracking.log_report(report)
+    begun.answers = [None, SimpleNamespace(id="x")]
+    tracking.log_report(report)
+    assert [m.split(" (")[0] for m in caplog.messages] == ["W&B cannot be used", "W&B is lost"]
 
 
 def test_a_reports_mode_is_that_of_its_runs_unless_it_is_given(begun, report, monkeypatch):
