@@ -131,7 +131,7 @@ def test_pre_activation_has_a_convolution_stem_a_final_norm_and_bare_projections
     assert {n for n in names if "downsample" in n} == downsample
 
 
-@pytest.mark.parametrize("kind", [np.int64, torch.tensor, np.array], ids=str)
+@pytest.mark.parametrize("kind", [np.int64, torch.tensor, np.array], ids="abc")
 def test_numbers_of_any_library_make_the_same_network(kind):
     depth, classes, channels = kind(8), kind(7), kind(2)
     model = resnet_cifar(depth, num_classes=classes, in_channels=channels, schedule=Uniform(0.5))
