@@ -226,7 +226,7 @@ def test_what_the_plan_accepts_trains_and_what_it_refuses_it_refuses_in_a_line(f
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )(test)()
-    assert min(counted.values()) > 0.15 * sum(counted.values()) > 20, counted
+    assert min(counted.values()) >= 20, counted
 
 
 def commands_in_turn(several):
