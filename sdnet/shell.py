@@ -10,7 +10,7 @@ PLAIN = re.compile(r"([A-Za-z_/]|\.\.?/)[\w./:+@-]*", re.ASCII)  # no number, no
 def line(words: Sequence[str], variables: Mapping[str, str | None] | None = None) -> str:
     """A command as one line, after the environment variables that it needs; empty ones are none."""
     given = (variables or {}).items()
-    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in given if v), shlex.join(words)])
+    return " ".join([*(f"{k}={shlex.quote(v)}" for k, v in given if v), *map(shlex.quote, words)])
 
 
 def setting(key: str, value: object) -> str:

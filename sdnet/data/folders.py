@@ -11,7 +11,7 @@ import numpy as np
 
 from sdnet.data.cache import cached, check_memory
 from sdnet.data.decode import is_bad, read_rgb
-from sdnet.data.listing import Listing, check_classes, list_folder
+from sdnet.data.listing import Listing, check_classes, fingerprint, list_folder
 from sdnet.data.readers import read_all
 from sdnet.data.split import LISTING, Files, Reading, Source, Split
 from sdnet.models.checks import check_choice
@@ -44,7 +44,7 @@ def image_folder(root: str, size: int | None = None, on_bad_image: str = "error"
     rows = np.split(np.arange(len(pixels)), ends[:-1])
     parts = zip(listing.items(), rows, strict=True)
     data = {name: Split(pixels, _labels(part), indices) for (name, part), indices in parts}
-    return _folder_source(data, classes)
+    return _folder_source(data, classes, fingerprint(folder, listing))
 
 
 def image_stream(
@@ -67,7 +67,7 @@ def image_stream(
     reading = Reading(size, resize, scale, color, lighting)
     folder, classes, listing = _list(root, on_bad_image)
     data = {name: Files(*_names(folder, part), reading) for name, part in listing.items()}
-    return _folder_source(data, classes)
+    return _folder_source(data, classes, fingerprint(folder, listing))
 
 
 def _names(folder: Path, part: list[tuple[str, int]]) -> tuple[str, np.ndarray, np.ndarray]:
@@ -83,11 +83,11 @@ def _files(listing: Listing) -> list[Path]:
     return [Path(path) for part in listing.values() for path, _ in part]
 
 
-def _folder_source(data: dict, classes: list[str]) -> Source:
+def _folder_source(data: dict, classes: list[str], mark: str) -> Source:
     """`val` validates where there is a `test`, and else is the test set."""
-    if len(data) == 3:
-        return Source(data["train"], data["test"], classes, validation=data["val"])
-    return Source(data["train"], data.get("test") or data["val"], classes)
+    validation = data["val"] if len(data) == 3 else None
+    test = data.get("test") or data["val"]
+    return Source(data["train"], test, classes, validation=validation, fingerprint=mark)
 
 
 def _list(root: str, on_bad_image: str) -> tuple[Path, list[str], Listing]:

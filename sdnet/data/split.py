@@ -142,7 +142,8 @@ def whole_labels(labels: Any, count: int) -> np.ndarray:
 class Source:
     """A data set before validation images are set aside; `validation` where it brings its own.
 
-    `parts` are the sizes of the parts that `train` was joined from, in their order.
+    `parts` are the sizes of the parts that `train` was joined from, in their order. `fingerprint`
+    tells the data from others of the same name, where they may be exchanged.
     """
 
     train: Split | Files
@@ -150,6 +151,7 @@ class Source:
     classes: list[str]
     validation: Split | Files | None = None
     parts: list[int] | None = None  # None: one
+    fingerprint: str | None = None
 
     def __post_init__(self):
         self.classes = [str(name) for name in self.classes]

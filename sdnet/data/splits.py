@@ -79,6 +79,7 @@ class Data:
     test: Split | Files
     classes: list[str]
     normalization: Normalization | None  # None where images were only counted
+    fingerprint: str | None = None  # see `Source`
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -126,7 +127,7 @@ def prepare(
         )
     Normalization.check(train, normalization)
     fitted = None if LISTING.get() else Normalization.fit(train, normalization)
-    return Data(train, held_out, source.test, source.classes, fitted)
+    return Data(train, held_out, source.test, source.classes, fitted, source.fingerprint)
 
 
 ALLOWED = (

@@ -71,6 +71,11 @@ def read_data(config: dict[str, Any], listed, world: World = ALONE):
     return replace(listed, normalization=fitted)
 
 
+def fingerprint(config: dict[str, Any]) -> str | None:
+    """That of a configuration's data, as they are now; see `sdnet.data.split.Source`."""
+    return build_data(config, listing=True).fingerprint
+
+
 def build_schedule(config: dict[str, Any]):
     """The schedule of survival."""
     schedule = targets.instantiate(config, "schedule")
@@ -228,7 +233,9 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     data = read_data(config, data, world)  # nothing is decoded before all is checked
     loaders = build_loaders(config, data, device, world)
     world.meet()  # a mistake that one of them finds is found before the run folder is made
-    return Trainer(model, schedule, optimizer, lr_schedule, loaders, config, run, world)
+    trainer = Trainer(model, schedule, optimizer, lr_schedule, loaders, config, run, world)
+    trainer.fingerprint = data.fingerprint
+    return trainer
 
 
 def check_batches(config: dict[str, Any], images: int, processes: int) -> None:

@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from sdnet import processes, shell
+from sdnet.config.errors import ConfigError
 from sdnet.config.targets import ALLOW_VARIABLE
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import own_targets
@@ -55,7 +58,8 @@ def command(*overrides: str) -> str:
 def to_continue(run: RunFolder) -> str:
     """What to type to continue a run, with what this process was given by its environment."""
     given = {PYTHONPATH: _typed()[PYTHONPATH], ALLOW_VARIABLE: os.environ.get(ALLOW_VARIABLE)}
-    return " ".join([shell.line([], given), command(shell.setting("resume", run.path))]).strip()
+    start = shell.line([], given)
+    return f"{start} {command(shell.setting('resume', run.path))}".strip()
 
 
 def origin(config: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +102,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def note_device(run: RunFolder, device: torch.device) -> None:
-    """Adds to the provenance of this process's work what its timings depend on."""
-    known = run.provenance()
+def note_device(run: RunFolder, device: torch.device, fingerprint: str | None = None) -> None:
+    """Adds to the provenance of this process's work what its timings depend on, and its data."""
+    known = run.provenance() | ({} if fingerprint is None else {"data": fingerprint})
     where = devices.describe(device) | {"processes": processes.environment()[1]}
     (known["resumed"][-1] if "resumed" in known else known).update(where)
     run.write_provenance(known)
@@ -154,6 +158,24 @@ def warn_of_changed_code(run: RunFolder, config: dict[str, Any]) -> None:
             log.warning(
                 "%s was computed by %s (%s) as it was before a change", run.path, name, file
             )
+
+
+def check_data(run: RunFolder, config: dict[str, Any], find: Callable[[dict], str | None]) -> None:
+    """Raises a ValueError where a run was computed on other images than those that are there now.
+
+    Args:
+        find: the fingerprint of a configuration's data.
+    """
+    before = run.provenance().get("data") if run.holds_run() else None
+    found = before
+    if before is not None:
+        with suppress(ConfigError):  # they are gone: of a run that is done nothing is wrong
+            found = find(config)
+    if found != before:
+        raise ValueError(
+            f"{run.path} was computed on other images than dataset.root="
+            f"{config['dataset'].get('root')} holds now: other data have another dataset.name=..."
+        )
 
 
 def _git(folder: Path, asked: str, *arguments: str) -> str | None:

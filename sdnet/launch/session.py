@@ -13,7 +13,13 @@ from sdnet.config.errors import Busy, ConfigError, RunError
 from sdnet.launch import build
 from sdnet.launch.ending import figures_of, is_the_machines, log_file, put_on_record, told
 from sdnet.launch.progress import place
-from sdnet.launch.provenance import note_device, origin, to_continue, warn_of_changed_code
+from sdnet.launch.provenance import (
+    check_data,
+    note_device,
+    origin,
+    to_continue,
+    warn_of_changed_code,
+)
 from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.lock import Lock, Locked
@@ -69,6 +75,7 @@ def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
     """
     try:
         run.check_identity(config)
+        check_data(run, config, build.fingerprint)
     except ValueError as error:
         raise RunError(str(error)) from error
     state = run.ended()  # where another process works on it, the lock will tell
@@ -175,7 +182,7 @@ def _train(
             run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
             wandb_mode = tracker.run.mode
         made = make_trainer()
-        note_device(run, made.device)
+        note_device(run, made.device, made.fingerprint)
         for line in opening_lines(config, made, wandb_mode):
             log.info(line)
         made.resume()

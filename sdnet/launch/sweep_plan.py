@@ -29,12 +29,14 @@ from sdnet.data.split import is_counted
 from sdnet.launch import build
 from sdnet.launch.own_network import try_network
 from sdnet.launch.progress import duration, seconds_taken
+from sdnet.launch.provenance import check_data
 from sdnet.launch.trial import check_least_rows
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import identity
 
 log = logging.getLogger("sdnet")
 T = TypeVar("T")
+DATA = ("dataset",)  # what the data of a run depend on, but for their split
 UNFINISHED = ("new", "interrupted")
 TELL_SECONDS = 5.0  # between signs of life while runs are planned
 
@@ -196,12 +198,15 @@ def check(points: list[Point], local: bool, processes: int, listing: bool = Fals
         ConfigError: the first mistake, and the run in which it is.
     """
     seen = _Once()
+    for point in points:
+        with _errors_in(point.label):
+            check_data(point.run, point.config, lambda config: seen.call(_facts, config, DATA)[4])
     left = [point for point in points if point.is_left()]
     for point in _telling("checked", left):
         config = point.config
         with _errors_in(point.label):
             device = seen.call(build.build_device, config, ("trainer",)) if local else "cpu"
-            shape, _, images, _ = seen.call(_facts, config, ("dataset",))
+            shape, _, images, *_ = seen.call(_facts, config, DATA)
             build.check_batches(config, images, processes)
             model = _network(config, seen)
             least = (model, build.build_schedule(config), shape, images, processes)
@@ -212,8 +217,8 @@ def check(points: list[Point], local: bool, processes: int, listing: bool = Fals
             seen.call(build.build_wandb_mode, config, ("wandb",))
     for point in left if not listing else ():  # the slow part, once nothing else can be wrong
         with _errors_in(point.label):
-            if seen.call(_facts, point.config, ("dataset",))[3]:
-                seen.call(build.build_data, point.config, ("dataset",))
+            if seen.call(_facts, point.config, DATA)[3]:
+                seen.call(build.build_data, point.config, DATA)
 
 
 class _Once:
@@ -231,7 +236,7 @@ class _Once:
 
 def _network(config: dict[str, Any], seen: _Once):
     """The network of a run on the meta device: shapes without values."""
-    image_shape, classes, *_ = seen.call(_facts, config, ("dataset",))
+    image_shape, classes, *_ = seen.call(_facts, config, DATA)
 
     def network(config):
         schedule = build.build_schedule(config)
@@ -247,10 +252,12 @@ def _network(config: dict[str, Any], seen: _Once):
     return seen.call(network, config, ("dataset", "model", "schedule", "trainer"))
 
 
-def _facts(config: dict[str, Any]) -> tuple[tuple[int, int, int], int, int, bool]:
-    """(C, H, W), classes and training images of a data set, and whether it is yet to be read."""
+def _facts(config: dict[str, Any]) -> tuple[tuple[int, int, int], int, int, bool, str | None]:
+    """(C, H, W), classes and training images of a data set, whether it is yet to be read, and its
+    fingerprint."""
     data = build.build_data(config, listing=True)
-    return data.image_shape, len(data.classes), len(data.train), is_counted(data.train)
+    counts = len(data.classes), len(data.train)
+    return data.image_shape, *counts, is_counted(data.train), data.fingerprint
 
 
 def show(console: Console, points: list[Point]) -> None:
@@ -261,7 +268,7 @@ def show(console: Console, points: list[Point]) -> None:
     from sdnet.analysis.cost import network_cost
 
     def cost(config, model):
-        return network_cost(model, seen.call(_facts, config, ("dataset",))[0])
+        return network_cost(model, seen.call(_facts, config, DATA)[0])
 
     seen = _Once()
     columns = ("run", "swept", "state", "expected depth", "expected compute")

@@ -1,3 +1,4 @@
+import itertools
 import logging
 import os
 import random
@@ -5,10 +6,11 @@ import re
 import shutil
 
 import pytest
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from sdnet.data import sources
-from sdnet.data.listing import list_folder
+from sdnet.data.listing import fingerprint, list_folder
 
 
 @pytest.fixture
@@ -147,3 +149,33 @@ def test_small_copies_of_a_nas_are_no_images(folder):
     before = list_folder(str(folder))
     shutil.copytree(folder / "train" / "a", folder / "train" / "a" / "@eaDir" / "0.png")
     assert list_folder(str(folder)) == before
+
+
+def test_a_fingerprint_is_that_of_names_and_sizes_wherever_the_folder_is(tmp_path):
+    def made(root, change=lambda folder: None):
+        folder = tmp_path / root
+        for part, label, i in itertools.product(("train", "test"), "ab", range(2)):
+            file = folder / part / label / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4)).save(file)
+        change(folder)
+        (folder / "train" / "a" / ".hidden.png").touch()
+        folder, _, listing = list_folder(str(folder))
+        return fingerprint(folder, listing)
+
+    first = made("x")
+    assert made("elsewhere/y") == first and len(first) == 16
+    changes = {
+        "added": lambda folder: Image.new("RGB", (4, 4)).save(folder / "train" / "a" / "2.png"),
+        "removed": lambda folder: (folder / "test" / "b" / "1.png").unlink(),
+        "renamed": lambda folder: (folder / "train" / "a" / "1.png").rename(
+            folder / "train" / "a" / "3.png"
+        ),
+        "moved": lambda folder: (folder / "train" / "a" / "1.png").rename(
+            folder / "train" / "b" / "3.png"
+        ),
+        "another": lambda folder: Image.new("RGB", (9, 9), "red").save(
+            folder / "train" / "a" / "1.png"
+        ),
+    }
+    assert len({first, *(made(name, change) for name, change in changes.items())}) == 6

@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import open_dict, read_write
 
 from sdnet import processes
+from sdnet.config.errors import ConfigError
 from sdnet.launch import provenance
 from sdnet.runs.folder import RunFolder
 from tests.conftest import ROOT
@@ -242,3 +243,24 @@ def test_the_line_to_continue_a_run_holds_what_the_environment_gave(typed, tmp_p
     provenance.remember_command()
     assert provenance.to_continue(RunFolder("outputs/x")).endswith("train.py resume=outputs/x")
     assert "=" not in provenance.to_continue(RunFolder("outputs/x")).split()[0]
+
+
+def test_a_run_is_not_taken_for_one_on_other_data(tmp_path):
+    config = {"seed": 7, "dataset": {"root": "images"}}
+    run = RunFolder(tmp_path / "run")
+    provenance.check_data(run, config, lambda config: 1 / 0)  # no run yet
+    run.create(config, {})
+    provenance.check_data(run, config, lambda config: 1 / 0)  # its data are always the same
+    provenance.note_device(run, torch.device("cpu"), "ab")
+    provenance.note_device(run, torch.device("cpu"))
+    provenance.check_data(run, config, lambda given: "ab" if given is config else None)
+
+    def gone(config):
+        raise ConfigError("dataset.root is not a folder")
+
+    provenance.check_data(run, config, gone)
+    for other in ("ba", None):
+        with pytest.raises(ValueError) as raised:
+            provenance.check_data(run, config, lambda config, other=other: other)
+        start = f"{run.path} was computed on other images than dataset.root=images holds now: "
+        assert str(raised.value).startswith(start)
