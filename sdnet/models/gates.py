@@ -108,7 +108,7 @@ class Gated(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
             known = {"survival": self.survival, "weight_in_evaluation": self.weight_in_evaluation()}
-            destination._metadata[prefix[:-1]].update(known)
+            destination._metadata.setdefault(prefix[:-1], {}).update(known)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any
