@@ -33,11 +33,11 @@ def is_truth(value: Any) -> bool:
     return isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))
 
 
-def check_count(name: str, value: Any) -> int:
-    """`value` as an int if it is a whole number of 1 or more; else ValueError naming `name`."""
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int if it is a whole number of `least` or more; else ValueError naming it."""
     count = whole(value)
-    if count is None or count < 1:
-        raise ValueError(f"{name} must be whole and at least 1, got {value!r}")
+    if count is None or count < least:
+        raise ValueError(f"{name} must be whole and at least {least}, got {value!r}")
     return count
 
 

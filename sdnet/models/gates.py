@@ -188,7 +188,7 @@ class GateSampler:
                 each of which then has its exact number of open `subset` gates.
         """
         given = batch_size if isinstance(batch_size, Sequence) else [batch_size]
-        sizes = [check_count("batch_size", rows) for rows in given]
+        sizes = [check_count("batch_size", rows, least=0) for rows in given]
         shape = (len(self.modules), 1 if self.granularity == "batch" else sum(sizes))
         uniform = rng.generator(self.seed, "gates", step).random(shape)
         survival = [module.survival for module in self.modules]
