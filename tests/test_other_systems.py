@@ -1,9 +1,13 @@
 """Where there are no Unix signals, users or process groups: a stand-in for Windows and macOS."""
 
+import itertools
 import json
 import os
 import signal
 import sys
+
+import pytest
+from PIL import Image
 
 from tests import commands
 from tests.commands import Forked
@@ -26,9 +30,21 @@ def train_without_names(*arguments):
     commands.train(*arguments)
 
 
-def test_a_run_needs_no_names_of_unix(tmp_path):
-    typed = ["model.depth=8", "dataset.size=8", "dataset.validation=1300", "trainer.batch_size=64"]
-    typed += ["trainer.epochs=1", "trainer.threads=1", "wandb.mode=disabled"]
+def images_in(folder):
+    for part, label, i in itertools.product(("train", "test"), "ab", range(8)):
+        file = folder / part / label / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, i, i)).save(file)
+
+
+@pytest.mark.parametrize("dataset", ["digits", "image_folder"])
+def test_a_run_needs_no_names_of_unix(tmp_path, dataset):
+    images_in(tmp_path / "images")
+    typed = ["dataset.size=8", "dataset.validation=1300"]
+    if dataset == "image_folder":
+        typed = ["dataset.root=images", "dataset.size=8", "dataset.validation=4"]
+    typed += [f"dataset={dataset}", "model.depth=8", "trainer.epochs=1", "trainer.batch_size=64"]
+    typed += ["trainer.threads=1", "wandb.mode=disabled"]
     process = Forked(tmp_path, {}, train_without_names, *typed)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
