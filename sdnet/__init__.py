@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sdnet.launch.load import load_run
     from sdnet.models.blocks import BasicBlock, Bottleneck
     from sdnet.models.gates import GateSampler, set_gates, set_survival
     from sdnet.models.resnet import ResNet, make_stage, resnet_cifar, resnet_imagenet, tiny_resnet
@@ -21,6 +22,7 @@ __all__ = [
     "StochasticDepth",
     "Uniform",
     "linear_drop_rates",
+    "load_run",
     "make_stage",
     "resnet_cifar",
     "resnet_imagenet",
@@ -30,11 +32,12 @@ __all__ = [
     "tiny_resnet",
 ]
 _HOMES = {
-    "blocks": ("BasicBlock", "Bottleneck"),
-    "gates": ("GateSampler", "set_gates", "set_survival"),
-    "resnet": ("ResNet", "make_stage", "resnet_cifar", "resnet_imagenet", "tiny_resnet"),
-    "schedules": ("Constant", "LinearDecay", "Uniform", "linear_drop_rates"),
-    "stochastic_depth": ("DropPath", "StochasticDepth", "stochastic_depth"),
+    "launch.load": ("load_run",),
+    "models.blocks": ("BasicBlock", "Bottleneck"),
+    "models.gates": ("GateSampler", "set_gates", "set_survival"),
+    "models.resnet": ("ResNet", "make_stage", "resnet_cifar", "resnet_imagenet", "tiny_resnet"),
+    "models.schedules": ("Constant", "LinearDecay", "Uniform", "linear_drop_rates"),
+    "models.stochastic_depth": ("DropPath", "StochasticDepth", "stochastic_depth"),
 }
 
 
@@ -42,7 +45,7 @@ def __getattr__(name: str) -> Any:
     """What is asked for, imported only then: `python -m sdnet` begins before torch is there."""
     for module, names in _HOMES.items():
         if name in names:
-            return getattr(importlib.import_module(f"sdnet.models.{module}"), name)
+            return getattr(importlib.import_module(f"sdnet.{module}"), name)
     raise AttributeError(f"module 'sdnet' has no attribute {name!r}")
 
 

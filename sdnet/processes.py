@@ -1,5 +1,5 @@
-"""This process: which of those of a run it is, as torchrun or a scheduler has said, its ^C, its
-cores, and the processes that it starts.
+"""This process: which of those of a run it is, as torchrun or a scheduler has said, its
+signals, its cores, and the processes that it starts.
 """
 
 import ctypes
@@ -16,6 +16,17 @@ from pathlib import Path
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")  # of a container
+
+# By which schedulers warn, where there are such signals: not on Windows.
+WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
+
+class Stopped(KeyboardInterrupt):
+    """Ends this process as that signal would, which need not be ^C."""
+
+    def __init__(self, number: int = signal.SIGINT):
+        super().__init__()
+        self.number = number
 
 
 @cache
@@ -48,6 +59,13 @@ def interrupt_as_usual() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pass_over_warnings() -> None:
+    """Has a scheduler's warning not end this process while there is nothing to save."""
+    for number in WARNINGS:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.SIG_IGN)
+
+
 def cores() -> int:
     """Cores that this process may use: fewer than the machine's where a scheduler says so."""
     affinity = getattr(os, "sched_getaffinity", None)
@@ -75,9 +93,8 @@ def stand_apart(worker: int) -> None:
     """
     if hasattr(os, "setsid"):
         os.setsid()
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in (signal.SIGINT, *WARNINGS):
+        signal.signal(number, signal.SIG_IGN)
     end_with_parent()
 
 

@@ -5,6 +5,7 @@ import runpy
 import shlex
 
 import pytest
+import torch
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -44,6 +45,17 @@ REPORT = [(n, w[3:]) for n, w in typed() if w[:3] == ["python", "-m", "sdnet"]]
 @pytest.mark.parametrize("name, code", list(blocks("python")))
 def test_the_code_runs(name, code):
     exec(compile(code, name, "exec"), {})
+
+
+def test_the_statistics_of_an_averaged_network_are_of_every_block():
+    (code,) = [code for _, code in blocks("python") if "AveragedModel" in code]
+    names = {}
+    exec(compile(code, "own-code.md", "exec"), names)
+    averaged = names["averaged"]
+    assert any(block.gate is False for block in averaged.module.blocks)
+    norms = [m for m in averaged.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(m.running_mean.any() and (m.running_var != 1).any() for m in norms)
+    assert not any(m.training for m in norms)
 
 
 @pytest.fixture

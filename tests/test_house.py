@@ -137,18 +137,18 @@ def test_requirements_are_those_of_the_package_and_its_extras():
             assert re.search(rf"^{found}==", pinned, flags=re.MULTILINE), name
 
 
-def test_sdnet_hands_on_the_names_of_its_models():
+def test_sdnet_hands_on_names_and_imports_what_they_need_alone():
     assert sorted(n for names in sdnet._HOMES.values() for n in names) == sorted(sdnet.__all__)
     for module, names in sdnet._HOMES.items():
         for name in names:
-            assert getattr(sdnet, name).__module__ == f"sdnet.models.{module}"
+            assert getattr(sdnet, name).__module__ == f"sdnet.{module}"
     assert set(sdnet.__all__) <= set(dir(sdnet))
     with pytest.raises(AttributeError, match="module 'sdnet' has no attribute 'nothing'"):
         sdnet.nothing  # noqa: B018
     code = """
 import sys, sdnet
 print({"torch", "numpy", "hydra"} & set(sys.modules))
-from sdnet import DropPath
+from sdnet import DropPath, load_run
 print({"hydra", "yaml", "wandb", "pandas", "rich"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -98,6 +98,16 @@ def test_a_sweep_of_ones_own_says_how_to_repeat_it(folder):
         assert "seed=0,1" in typed and "dataset=bars" in typed
 
 
+def test_a_run_of_ones_own_network_is_loaded(folder):
+    configurations = (folder / "outputs").rglob("config.yaml")
+    run = next(file.parent for file in configurations if "mine.Net" in file.read_text())
+    code = f"""import sdnet, torch
+print(sdnet.load_run({str(run)!r})(torch.zeros(4, 1, 12, 12)).shape)"""
+    path = {"PYTHONPATH": str(folder), "SDNET_ALLOW_TARGETS": ALLOWED}
+    out, err = commands.Forked(folder, path, exec, code, {}).communicate(timeout=60)
+    assert (out, err) == ("torch.Size([4, 2])\n", "")
+
+
 def test_the_settings_of_the_page_are_whole(folder):
     for file in folder.glob("settings/*/*.yaml"):
         target = yaml.safe_load(file.read_text()).get("_target_")

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def _save(cache: Path, rows: np.ndarray) -> None:
 
 def check_memory(count: int, size: int) -> None:
     """Raises a ValueError for so many images of together so many bytes, if that is too much."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     if 1.5 * size > memory:  # a network has to be trained beside them
         raise ValueError(
             f"root holds {count} images that need {size / 1e9:.1f} GB of memory; this machine has "

@@ -1,6 +1,7 @@
 """The command `python train.py`, or `python -m sdnet train`: its errors and its exit status."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from traceback import walk_tb
@@ -35,6 +36,7 @@ def run_command() -> NoReturn:
     With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
     """
     processes.interrupt_as_usual()
+    processes.pass_over_warnings()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not full and not processes.is_main():  # the first process says what there is to say
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -51,8 +53,8 @@ def run_command() -> NoReturn:
     except SystemExit as ended:
         mistake = ended.__cause__ if full else None  # a job's, see there
         status = ended.code
-    except KeyboardInterrupt:
-        status = 130
+    except KeyboardInterrupt as error:
+        status = 128 + getattr(error, "number", signal.SIGINT)
     except Exception as error:
         if not full and (isinstance(error, MISTAKES) or not _has_begun(error)):
             status = f"error: {_explain(error, sys.argv[1:])}"

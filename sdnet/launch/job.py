@@ -1,6 +1,7 @@
 """One job: a composed configuration is checked, and then shown or trained."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
             if world.is_main:
                 print(f"{error}; to continue: {to_continue(run)}")
             session.hand_over(error)
-            raise KeyboardInterrupt from error
+            raise processes.Stopped(error.number or signal.SIGINT) from error
         except RunError as error:
             if not in_sweep:
                 raise

@@ -23,6 +23,7 @@ from sdnet.launch.provenance import (
 from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.lock import Lock, Locked
+from sdnet.processes import WARNINGS, Stopped
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import run_name
@@ -266,6 +267,7 @@ def _stop_on_signal(trainer: Trainer):
     Where handlers for SIGUSR1 or SIGUSR2 are installed, submitit is there, which Slurm warns in
     this way of a time limit or a preemption: then that signal ends the run, and `hand_over` calls
     the handler once everything is saved. SIGTERM comes before it, or alone; it only saves there.
+    Where there is no handler, SIGUSR1 and SIGUSR2 save, and the run goes on.
 
     One of several processes may get a signal twice, from whoever started them and from a scheduler:
     there a second one is no haste. torchrun kills what has not ended after 30 seconds.
@@ -274,13 +276,16 @@ def _stop_on_signal(trainer: Trainer):
     def stop(number, frame):
         trainer.stop_requested, trainer.stop_signal = True, number
         if number not in warnings and trainer.world.size == 1:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, at_once)
+
+    def at_once(number, frame):
+        raise Stopped(number)
 
     def save(number, frame):
         trainer.save_requested = True
 
-    warnings = [n for n in (signal.SIGUSR1, signal.SIGUSR2) if callable(signal.getsignal(n))]
-    handlers = dict.fromkeys((signal.SIGINT, *warnings), stop)
+    warnings = [number for number in WARNINGS if callable(signal.getsignal(number))]
+    handlers = dict.fromkeys(WARNINGS, save) | dict.fromkeys((signal.SIGINT, *warnings), stop)
     handlers[signal.SIGTERM] = save if warnings else stop
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -294,5 +299,5 @@ def _stop_on_signal(trainer: Trainer):
 
 def hand_over(interrupted: Interrupted) -> None:
     """Calls the handler for the signal that ended a run: submitit's requeues the job and exits."""
-    if interrupted.number in (signal.SIGUSR1, signal.SIGUSR2):
+    if interrupted.number in WARNINGS:
         signal.getsignal(interrupted.number)(interrupted.number, None)

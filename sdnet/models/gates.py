@@ -5,8 +5,9 @@ blocks before the forward pass, and there they stay: a second forward, a recompu
 activation checkpointing and a wrapping module all see the same ones.
 """
 
+import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,12 @@ from sdnet.models.checks import check_choice, check_count, check_survival
 
 GRANULARITIES = ("batch", "sample", "subset")
 RESCALES = ("eval", "train", "none")
+
+OTHER_USE = (
+    "these weights come from a network that multiplies its branches by other factors in evaluation "
+    "than this one does: survival or rescale differ, and so will results. sdnet.load_run(folder) "
+    "gives a run's network as it was trained"
+)
 
 
 class Subset(NamedTuple):
@@ -63,7 +70,7 @@ class Gated(nn.Module):
         """
         p = self.survival
         if not self.training:
-            return (p if self.rescale == "eval" else 1.0), None
+            return self.weight_in_evaluation(), None
         if self.gate is None and p == 1.0:
             return 1.0, None
         if isinstance(x, torch.fx.Proxy):
@@ -79,6 +86,9 @@ class Gated(nn.Module):
             return (self._scale(share) if share else 0.0), gate.rows if 0 < share < 1 else None
         return (gate.to(x.dtype) * self._scale(p)).view(-1, *[1] * (x.ndim - 1)), None
 
+    def weight_in_evaluation(self) -> float:
+        return self.survival if self.rescale == "eval" else 1.0
+
     def _scale(self, share: float) -> float:
         """The factor in training on what survives, where that is `share` of all."""
         return 1.0 / share if self.rescale == "train" else 1.0
@@ -90,6 +100,23 @@ class Gated(nn.Module):
             return torch.rand(len(x), device=x.device) < self.survival
         chosen = torch.randperm(len(x), device=x.device)[: subset_size(len(x), self.survival)]
         return Subset(chosen.sort().values, len(x))
+
+    # A state_dict says beside its tensors, where torch notes versions, how they are to be used.
+    # There it survives torch.save, and what knows nothing of it passes it by.
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            known = {"survival": self.survival, "weight_in_evaluation": self.weight_in_evaluation()}
+            destination._metadata.setdefault(prefix[:-1], {}).update(known)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        weight = self.weight_in_evaluation()
+        if local_metadata.get("weight_in_evaluation", weight) != weight:
+            warnings.warn(OTHER_USE, stacklevel=2)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError(
@@ -187,6 +214,8 @@ def _rank(values: np.ndarray) -> np.ndarray:
 def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
     """Puts gates on the gated modules of `model`, there to stay until the next call.
 
+    Whatever puts it, or a copy of it, into training mode later meets them: torch's `update_bn` too.
+
     Args:
         model: any module that contains `Gated` ones.
         gates: (L,) booleans, or (L, N) for `sample` and `subset` granularity, in order of depth;
@@ -243,3 +272,14 @@ def set_survival(model: nn.Module, survival: Sequence[float]) -> None:
     checked = [check_survival("survival", p) for p in survival]
     for module, p in zip(modules, checked, strict=True):
         module.survival = p
+
+
+def set_saved_survival(model: nn.Module, state_dict: Any) -> None:
+    """Gives the gated modules the survival that they had when their `state_dict` was made.
+
+    It differs from that of a new network where a schedule changes during training. Nothing
+    happens where it is not known.
+    """
+    known = getattr(state_dict, "_metadata", {})
+    gated = [(name, m) for name, m in model.named_modules() if isinstance(m, Gated)]
+    set_survival(model, [known.get(name, {}).get("survival", m.survival) for name, m in gated])

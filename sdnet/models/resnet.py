@@ -294,7 +294,8 @@ def resnet_imagenet(
 ) -> ResNet:
     """The ImageNet family, torchvision's networks: depth 18, 34 (basic), 50, 101, 152 (bottleneck).
 
-    With the defaults a torchvision `state_dict` loads strictly and gives the same logits.
+    A torchvision `state_dict` loads strictly. Its logits are the same with the defaults, and with a
+    schedule where `rescale` is `train` or `none`; `eval` multiplies each branch by its survival.
     Options as in `ResNet`.
     """
     stages = IMAGENET_STAGES.get(whole(depth) or 0)

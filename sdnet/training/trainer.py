@@ -120,8 +120,7 @@ class Trainer:
                 if (stop or save) and not due:
                     self.save()
                 if stop:
-                    message = f"stopped after step {step} of {self.total_steps}"
-                    raise Interrupted(message, number)
+                    raise Interrupted(f"stopped after step {step} of {self.total_steps}", number)
 
     def save_is_due(self) -> bool:
         """Whether a state is to be saved now, besides those of the evaluations."""
@@ -276,9 +275,11 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes on what `state` gave."""
+        self.counters = Counters(**state["counters"])
+        if self.counters.step:  # the survival with which it was saved
+            self.set_survival((self.counters.step - 1) / self.total_steps)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.counters = Counters(**state["counters"])
         self.sums.copy_(state["sums"])
 
     def resume(self) -> None:
@@ -301,9 +302,7 @@ class Trainer:
         train_seconds = counters.train_seconds + counters.interval_seconds
         rows = self.run.rows()
         best, selection = select(rows) if rows else ({}, None)
-        peak = None
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device)
+        cuda = self.device.type == "cuda"
         return {
             "best_epoch": best.get("epoch"),
             "val_error": best.get("val_error"),
@@ -323,7 +322,7 @@ class Trainer:
             "blocks": len(gated_modules(self.model)),
             "granularity": self.gates.granularity,
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "peak_memory_bytes": peak,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if cuda else None,
             "other_load": counters.other_seconds / (counters.train_seconds + counters.eval_seconds)
             if counters.train_seconds
             else None,

@@ -6,8 +6,10 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -199,23 +201,23 @@ def test_a_folder_that_cannot_be_written_gets_no_cache(folder, caplog, monkeypat
 
 
 def test_images_have_to_leave_a_third_of_the_memory(folder, monkeypatch):
-    def has(pages, page=3):
-        numbers = {"SC_PAGE_SIZE": page, "SC_PHYS_PAGES": pages}
-        monkeypatch.setattr(os, "sysconf", numbers.__getitem__)
+    def has(total):
+        memory = SimpleNamespace(total=total)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
 
-    has(287)  # 861 bytes, and 8 images of 72 need 1.5 times 576
+    has(863)  # 8 images of 72 bytes need 1.5 times 576
     with pytest.raises(ValueError, match=r"^root holds 8 images that need 0\.0 GB of"):
         folders.image_folder(str(folder))
     assert not (folder / ".cache").exists()
-    has(288)
+    has(864)
     folders.image_folder(str(folder))
     size = next((folder / ".cache").iterdir()).stat().st_size
-    has(size // 2, page=3)  # exactly enough for what the cache holds
+    has(size // 2 * 3)  # exactly enough for what the cache holds
     assert len(folders.image_folder(str(folder)).train) == 6
-    has(size // 2 - 1, page=3)
+    has(size // 2 * 3 - 1)
     with pytest.raises(ValueError, match=r"^root holds 8 images that need 0\.0 GB of"):
         folders.image_folder(str(folder))
-    has(699_999, page=4096)
+    has(699_999 * 4096)
     message = (
         "root holds 7 images that need 2.0 GB of memory; this machine has 2.9 GB: choose a smaller "
         "size, or dataset=image_stream, which reads them from the disk again and again"

@@ -1,6 +1,7 @@
 """How `python train.py` and `python -m sdnet` end: messages and exit status."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +57,8 @@ def test_a_command_ends_with_the_status_of_what_it_did(ended, capsys):
     assert ended(None) == 0
     assert ended(lambda: 4.5) == 0  # a run's validation error is no status
     assert ended(ConfigError("seed: 7")) == "error: seed: 7"
-    assert ended(KeyboardInterrupt()) == 130
+    assert ended(KeyboardInterrupt()) == ended(processes.Stopped()) == 130
+    assert ended(processes.Stopped(signal.SIGTERM)) == 143
     assert capsys.readouterr().out == ""
 
 
