@@ -87,7 +87,7 @@ def test_survival_is_read_from_weights():
         ({"schedule": LinearDecay(0.8), "rescale": "none"}, True),
         ({"schedule": LinearDecay(0.8)}, False),
     ],
-    ids=str,
+    ids=range(4),
 )
 def test_which_networks_give_torchvisions_logits(options, equal, scrambled):
     theirs = scrambled(torchvision.models.resnet18(num_classes=5)).eval()
