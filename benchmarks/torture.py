@@ -9,7 +9,8 @@ run is complete. It held if metrics (but for times) and checkpoints are those of
 touched, to the byte; or, of a damaged file that tells what the run is, if one line names it and
 nothing was changed. Kills are SIGKILL at a random moment, or at a chosen one of the run's
 operations on files (before it, or after it). With two processes one of them is killed, and the
-other is ended as torchrun does it.
+other is ended as torchrun does it. W&B's server answers with errors, hangs or breaks off; its
+service is killed or stopped: such a run may take 35 seconds longer.
 
 What did not hold is printed with its trial, and the exit status is 1.
 """
@@ -33,12 +34,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 
 from sdnet.runs.files import load_checkpoint
 from tests import commands
 from tests.commands import Forked, Together
+from tests.listeners.wandb_server import Server
 
 TIMES = ("train_seconds", "eval_seconds", "images_per_second")
 OPERATIONS = ("replace", "fsync", "link", "unlink")
@@ -326,6 +329,39 @@ def damage(reference: Reference, folder: Path, draw: random.Random, tally: Tally
     return None
 
 
+FAULTS = (401, 403, 429, 500, "hang", "die", "killed", "stopped")
+PATIENCE = 35.0  # seconds that a run may take longer
+
+
+def wandb_fault(
+    reference: Reference, folder: Path, draw: random.Random, tally: Tally
+) -> str | None:
+    """W&B's server or its service fails, from the start or at a random moment."""
+    fault, server = draw.choice(FAULTS), Server()
+    delay = draw.choice((0.0, draw.uniform(0, 3 * reference.seconds)))
+    variables = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": server.url}
+    start = time.monotonic()
+    typed = [*reference.case.settings(), "wandb.mode=online"]
+    process = Forked(folder, variables, commands.train, *typed)
+    time.sleep(delay)
+    if isinstance(fault, int) or fault in ("hang", "die"):
+        server.fault = fault
+    else:
+        number = signal.SIGKILL if fault == "killed" else signal.SIGSTOP
+        for service in psutil.Process(process.pid).children() if process.poll() is None else ():
+            with suppress(psutil.Error):
+                service.send_signal(number)
+    printed = end([process])
+    seconds = time.monotonic() - start
+    what = f"{fault} after {delay:.1f} s"
+    if process.poll() or "Traceback" in printed:
+        return f"{what}: exit status {process.poll()}: {printed.strip().splitlines()[-1:]}"
+    if seconds > reference.seconds + PATIENCE:
+        return f"{what}: {seconds:.0f} s instead of {reference.seconds:.0f} s"
+    found = reference.wrong(folder)
+    return found and f"{what}: {found}"
+
+
 # -- all of it -------------------------------------------------------------------------------------
 
 
@@ -353,7 +389,9 @@ def trials(quick: bool, draw: random.Random, home: Path) -> Iterator[tuple[str, 
         for case in (c for c in cases if c.processes == 1 and c.granularity == "batch"):
             yield "disk full", trial(case, full)
         for _ in range(4 if quick else 24):
-            yield "file damaged", trial(draw.choice(cases[:1]), damage)
+            yield "file damaged", trial(cases[0], damage)
+        for _ in range(0 if quick else 8):  # the tests have others
+            yield "W&B fails", trial(cases[0], wandb_fault)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
