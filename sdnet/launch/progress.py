@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from sdnet.runs.folder import RunFolder
@@ -36,9 +37,12 @@ def place(run: RunFolder) -> str:
         return ""
     folders = [RunFolder(run.path.parent / name) for name in _names()]
     text += f" of {len(folders)}"
-    states = [folder.state() for folder in folders]
-    pairs = zip(folders, states, strict=True)
-    seconds = [seconds_taken(folder.summary()) for folder, state in pairs if state == "completed"]
+    states, seconds = [], []
+    for folder in folders:
+        with suppress(OSError, ValueError, KeyError):  # another run's damage is not this one's
+            states.append(folder.state())
+            if states[-1] == "completed":
+                seconds.append(seconds_taken(folder.summary()))
     if seconds:
         left = sum(state in ("new", "interrupted", "running") for state in states)
         at_once = max(states.count("running"), 1)

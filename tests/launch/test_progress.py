@@ -74,3 +74,9 @@ def test_the_names_go_to_other_processes(monkeypatch):
 )
 def test_a_time_in_words(seconds, text):
     assert progress.duration(seconds) == text
+
+
+def test_a_damaged_run_beside_it_is_no_trouble_of_this_one(sweep):
+    folders = sweep(2)
+    (folders[0].path / "summary.json").write_text("half")
+    assert progress.place(folders[2]) == "run 3 of 4, about 3 min left: "
