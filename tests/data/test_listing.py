@@ -174,8 +174,9 @@ def test_a_fingerprint_is_that_of_names_and_sizes_wherever_the_folder_is(tmp_pat
         "moved": lambda folder: (folder / "train" / "a" / "1.png").rename(
             folder / "train" / "b" / "3.png"
         ),
-        "another": lambda folder: Image.new("RGB", (9, 9), "red").save(
-            folder / "train" / "a" / "1.png"
+        "larger": lambda folder: Image.new("RGB", (9, 9)).save(folder / "train" / "a" / "1.png"),
+        "another": lambda folder: (folder / "train" / "a" / "1.png").write_bytes(
+            (folder / "train" / "a" / "1.png").read_bytes()[::-1]
         ),
     }
-    assert len({first, *(made(name, change) for name, change in changes.items())}) == 6
+    assert len({first, *(made(name, change) for name, change in changes.items())}) == 7
