@@ -132,8 +132,7 @@ def explain(error: Exception) -> str:
         )
     text = text.partition("\nConfig search path")[0].partition("\nSee https://hydra.cc")[0]
     if isinstance(error, OverrideParseException):
-        why = text.removeprefix(f"Error parsing override '{error.override}'\n")
-        text = f"{error.override} cannot be read: {why}"
+        text = f"{error.override} cannot be read: {text.splitlines()[-1]}"
     if isinstance(error, OmegaConfBaseException):  # its further lines are about OmegaConf's types
         text = text.partition("\n")[0]
         text = f"{error.full_key}: {text}" if error.full_key else text

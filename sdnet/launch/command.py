@@ -20,6 +20,7 @@ from sdnet.launch.job import job
 from sdnet.launch.provenance import remember_command
 from sdnet.runs.shown import visible
 
+VERSION = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # 1.4 wants none
 PACKAGE = Path(__file__).parents[1]
 # In a wheel the settings are part of the package; in a checkout they are beside it.
 SETTINGS = next(f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir())
@@ -49,7 +50,7 @@ def run_command() -> NoReturn:
     status: int | str = 0
     mistake = None
     try:
-        hydra.main(version_base="1.3", config_path=str(SETTINGS), config_name="config")(job)()
+        hydra.main(**VERSION, config_path=str(SETTINGS), config_name="config")(job)()
     except SystemExit as ended:
         mistake = ended.__cause__ if full else None  # a job's, see there
         status = ended.code
