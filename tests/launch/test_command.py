@@ -40,7 +40,7 @@ def ended(monkeypatch):
                 raise does
             return does and does()
 
-        def decorate(*, version_base=None, config_path, config_name):
+        def decorate(*, version_base="1.3", config_path, config_name):
             assert (version_base, config_name) == ("1.3", "config")
             assert Path(config_path, "config.yaml").is_file()
             return lambda task: main if task is job else None
