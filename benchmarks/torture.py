@@ -18,6 +18,7 @@ What did not hold is printed with its trial, and the exit status is 1.
 import argparse
 import csv
 import errno
+import faulthandler
 import itertools
 import os
 import random
@@ -92,6 +93,12 @@ class Tally:
 # -- runs ------------------------------------------------------------------------------------------
 
 
+def untouched(*typed: str) -> None:
+    """`python train.py <typed>`, which says where it is when it is aborted."""
+    faulthandler.enable()
+    commands.train(*typed)
+
+
 def counted(strike: Callable[[], None], number: int, after: bool, *typed: str) -> None:
     """`python train.py <typed>`, in which something happens at its nth operation on files."""
     left = iter(range(number))
@@ -110,7 +117,7 @@ def counted(strike: Callable[[], None], number: int, after: bool, *typed: str) -
 
     for name in OPERATIONS[: 3 if strike is fill else 4]:  # to remove a file needs no room
         setattr(os, name, wrapped(getattr(os, name)))
-    commands.train(*typed)
+    untouched(*typed)
 
 
 def die() -> None:
@@ -128,7 +135,7 @@ def begin(case: Case, folder: Path, function: Callable, *args) -> list[Forked]:
     together = Together()
     typed = args[-len([a for a in args if isinstance(a, str)]) :]
     ranks = [Forked(folder, together.of(0), function, *args)]
-    ranks.append(Forked(folder, together.of(1), commands.train, *typed))
+    ranks.append(Forked(folder, together.of(1), untouched, *typed))
     ranks[0].together = together  # to be kept
     return ranks
 
@@ -145,8 +152,10 @@ def end(ranks: Sequence[Forked]) -> str:
                     rank.send_signal(signal.SIGTERM)
         if time.monotonic() > deadline:
             for rank in ranks:
-                with suppress(ProcessLookupError):
-                    rank.send_signal(signal.SIGKILL)
+                if rank.poll() is None:
+                    rank.send_signal(signal.SIGABRT)
+            printed = [text for rank in ranks for text in rank.communicate(timeout=10)]
+            print("\n".join(printed), file=sys.stderr)
             return "HANGS"
         time.sleep(0.01)
     return "\n".join(text for rank in ranks for text in rank.communicate())
@@ -160,7 +169,7 @@ def resumed(case: Case, folder: Path) -> tuple[int, str]:
     """The run's exit status and words, once it was asked to go on."""
     run = run_folder(folder)
     typed = case.settings() if run is None else [f"resume={run.relative_to(folder)}"]
-    ranks = begin(case, folder, commands.train, *typed)
+    ranks = begin(case, folder, untouched, *typed)
     printed = end(ranks)
     return max(abs(rank.poll() or 0) for rank in ranks), printed
 
@@ -242,7 +251,7 @@ def kill(reference: Reference, folder: Path, draw: random.Random, tally: Tally) 
             number, after = draw.randrange(30), draw.random() < 0.5
             ranks = begin(case, folder, counted, die, number, after, *typed)
         else:
-            ranks = begin(case, folder, commands.train, *typed)
+            ranks = begin(case, folder, untouched, *typed)
             victim = draw.choice(ranks)
             time.sleep(draw.uniform(0, reference.seconds))
             if victim.poll() is None:
@@ -342,7 +351,7 @@ def wandb_fault(
     variables = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": server.url}
     start = time.monotonic()
     typed = [*reference.case.settings(), "wandb.mode=online"]
-    process = Forked(folder, variables, commands.train, *typed)
+    process = Forked(folder, variables, untouched, *typed)
     time.sleep(delay)
     if isinstance(fault, int) or fault in ("hang", "die"):
         server.fault = fault
@@ -400,6 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="after which no trial begins")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="trials with this in their name, e.g. 'stream'")
     parser.add_argument("--quick", action="store_true", help="one configuration, a few trials")
     given = parser.parse_args(arguments)
     draw, start = random.Random(given.seed), time.monotonic()
@@ -411,6 +421,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if time.monotonic() - start > 60 * given.minutes:
                 print("the time is up")
                 break
+            if given.only not in kind:
+                continue
             tally = tallies.setdefault(kind, Tally())
             folder = home / str(number)
             tally.tried += 1
