@@ -135,6 +135,28 @@ def train_and_fail(rank, what, *arguments):
     commands.train(*arguments)
 
 
+def lose_cuda(*arguments):
+    """`python train.py -m ...` in which memory runs out with seed 0, and CUDA is gone with 1."""
+    from sdnet.training.trainer import Trainer
+    from tests import commands
+
+    step = Trainer.train_step
+
+    def synchronize():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def fails(trainer, *batch):
+        if trainer.gates.seed == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if trainer.gates.seed == 1:
+            torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, synchronize
+            synchronize()
+        step(trainer, *batch)
+
+    Trainer.train_step = fails
+    commands.train(*arguments)
+
+
 def raises():
     raise ValueError("as planned")
 
