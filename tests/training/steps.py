@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -119,11 +120,15 @@ def main(folder):
 
 
 def train_and_fail(rank, what, *arguments):
-    """`python train.py ...` in which one process comes to a bad end in its third step."""
+    """`python train.py ...` in which one process comes to a bad end in its third step.
+
+    As with NCCL, to destroy the group would last until all processes do.
+    """
     from sdnet.training.trainer import Trainer
     from tests import commands
 
     distributed.GRACE_SECONDS = 0.5
+    distributed.dist.destroy_process_group = lambda: time.sleep(1000)
     step = Trainer.train_step
 
     def fails(trainer, *batch):
