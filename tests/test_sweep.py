@@ -11,6 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
+from tests.commands import Forked
+from tests.training import steps
+
 SMALL = ["model.depth=8", "dataset.size=8", "trainer.epochs=2", "trainer.threads=1"]
 SWEEP = ["-m", *SMALL, "name=s", "wandb.mode=disabled", "schedule.p_L=0.5,1", "seed=0,1"]
 TIMES = ("train_seconds", "eval_seconds", "images_per_second")
@@ -101,6 +104,19 @@ def test_the_same_command_runs_nothing_and_an_overlapping_one_only_what_is_new(s
     runs = run_folders(folder)
     assert len(runs) == 5
     assert {name: (runs[name] / "metrics.csv").stat().st_mtime_ns for name in before} == before
+
+
+def test_a_sweep_ends_where_cuda_is_gone_and_what_is_left_of_it_stays_new(tmp_path):
+    process = Forked(tmp_path, {}, steps.lose_cuda, *SWEEP[:-2], "schedule.p_L=0.5", "seed=0,1,2")
+    out, err = process.communicate(timeout=100)
+    runs = run_folders(tmp_path)
+    reasons = [summary(run)["reason"] for _, run in sorted(runs.items())]
+    assert len(reasons) == 2 and reasons[0] == "OutOfMemoryError: CUDA out of memory", err
+    assert reasons[1].startswith("AcceleratorError: CUDA error: an illegal memory access")
+    assert {summary(run)["status"] for run in runs.values()} == {"failed"}
+    assert not list(tmp_path.glob("multirun/*/*/lock")) and process.returncode == 1
+    assert out.count("the same command goes on with those left") == 1
+    assert "\nnot run: multirun/s/resnet8-linear_decay-pL0.5-s2-" in out
 
 
 @pytest.mark.slow

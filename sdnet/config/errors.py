@@ -25,6 +25,10 @@ class Busy(RunError):
     """A run that another process works on."""
 
 
+class NotBegun(RunError):
+    """A run that this process could not even begin: it is as it was."""
+
+
 @contextmanager
 def errors_of(config: dict[str, Any], group: str):
     """Turns a ValueError inside the block into a ConfigError that names the setting of `group`."""

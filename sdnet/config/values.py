@@ -162,7 +162,7 @@ def _place(config: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
 
 
 def check(config: dict[str, Any]) -> None:
-    """Checks single values and every target; what a class knows better, it checks itself.
+    """Checks values and every target; what a class knows better, it checks itself.
 
     Raises:
         ConfigError: naming the setting, its value and what is allowed.
@@ -202,6 +202,11 @@ def check(config: dict[str, Any]) -> None:
         for name in config[group]:
             if name not in known:
                 raise ConfigError(not_a_setting(f"{group}.{name}", known))
+    if config["trainer"]["sync_batchnorm"] and config["trainer"]["compile"] is not None:
+        raise ConfigError(  # it chooses rows by a mask, which torch does not compile in one graph
+            "trainer.compile must be null with trainer.sync_batchnorm=true, got "
+            f"{config['trainer']['compile']}"
+        )
 
 
 def _leaves(node: Any, path: str):

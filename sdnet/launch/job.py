@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sdnet import processes
 from sdnet.config import compose
-from sdnet.config.errors import RunError, explain
+from sdnet.config.errors import NotBegun, RunError, explain
 from sdnet.runs.folder import RunFolder
 
 
@@ -75,9 +75,15 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
     from sdnet.launch.progress import number
     from sdnet.launch.provenance import to_continue
     from sdnet.listeners import console as consoles
+    from sdnet.training import device as devices
     from sdnet.training import distributed
     from sdnet.training.counters import Interrupted
 
+    if devices.context_is_lost():  # by a run before this one, in the same sweep
+        raise NotBegun(
+            "a CUDA error has ended the context of this process, and no run can begin in it: "
+            "the same command goes on with those left"
+        )
     run = RunFolder(config["resume"] or folder)
     console = consoles.set_up(number(run))
     with distributed.joined(config["trainer"]["device"]) as world:

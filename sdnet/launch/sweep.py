@@ -21,7 +21,7 @@ from omegaconf import DictConfig, read_write
 from rich.console import Console
 
 from sdnet import processes
-from sdnet.config.errors import ConfigError, RunError, explain
+from sdnet.config.errors import ConfigError, NotBegun, RunError, explain
 from sdnet.launch.progress import number, remember_runs
 from sdnet.launch.provenance import warn_of_changed_code
 from sdnet.launch.sweep_plan import Point, check, count, describe, plan, show
@@ -163,12 +163,18 @@ def launch(
         )
         return 1
     status = 0
+    left = None
     for point, result in zip(points, results, strict=True):
         error = result._return_value if result.status == JobStatus.FAILED else None
+        if isinstance(error, NotBegun):  # told once; `conclude` names the runs
+            left, status = error, 1
+            continue
         recorded = isinstance(error, RunError) and point.run.state() != "new"
         if error is not None and not recorded:
             log.error("%s: %s: %s", point.run.path, type(error).__name__, explain(error))
             status = 1
+    if left is not None:
+        log.error(explain(left))
     return status
 
 

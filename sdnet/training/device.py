@@ -105,6 +105,19 @@ def cuda_index(local_rank: int) -> int:
     return local_rank if torch.cuda.device_count() > 1 else 0
 
 
+def context_is_lost() -> bool:
+    """Whether an error has ended CUDA's context: whatever this process asks of it will fail.
+
+    An illegal access or a failed assertion does that; memory that ran out does not.
+    """
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except torch.AcceleratorError:
+            return True
+    return False
+
+
 class OtherLoad:
     """Processor time that other programs on this machine take: with it timings differ."""
 

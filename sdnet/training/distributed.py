@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -17,25 +18,35 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.elastic.utils.store import synchronize
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet import processes
+from sdnet.config.errors import ConfigError
 from sdnet.data.batches import share
+from sdnet.training.device import cuda_index
 
 log = logging.getLogger("sdnet")
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0  # for a process to end by itself after rank 0 has
 CONCLUDE_SECONDS = 120.0  # for rank 0 to find out that another one failed, and to conclude the run
 STARTED, ENDED, ERROR = "sdnet/started", "sdnet/ended", "sdnet/error"
+WELL, BADLY = b"well", b"badly"  # how rank 0 has ended
+# What gloo and NCCL say of a process that is gone; all else that they say is a fault of this one.
+GONE = re.compile(r"gloo\Wtransport|ncclRemoteError")
 
 
 class Lost(Exception):
     """Another process of the run answers no more."""
+
+    def __init__(self, message: str = "another process of the run is gone"):
+        super().__init__(message)
 
 
 @contextmanager
@@ -43,12 +54,31 @@ def _answered() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Lost("another process of the run is gone") from error
+        unreachable = isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+        if unreachable or GONE.search(str(error)):
+            raise Lost from error
+        raise
 
 
-def _all_reduce(tensor: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
+def _all_reduce(
+    tensor: Tensor, world: "World", operation: dist.ReduceOp = dist.ReduceOp.SUM
+) -> None:
     with _answered():
-        dist.all_reduce(tensor, operation)
+        if tensor.device.type != "cpu":
+            dist.all_reduce(tensor, operation)  # it is queued: the device waits, not this process
+            return
+        work = dist.all_reduce(tensor, operation, async_op=True)
+        while not _is_done(work):
+            if world.is_broken():
+                raise Lost
+
+
+def _is_done(work: dist.Work) -> bool:
+    """Waits for gloo's answer, but not for long."""
+    try:
+        return work.wait(timedelta(seconds=POLL_SECONDS))
+    except RuntimeError:  # too long, or it failed: then once more, for good
+        return work.is_completed() and work.wait()
 
 
 @dataclass
@@ -73,14 +103,14 @@ class World:
         """Replaces a tensor by its sum over all processes."""
         if self.size > 1:
             self.meet()  # gloo finds out at once when one of them is gone, NCCL does not
-            _all_reduce(tensor)
+            _all_reduce(tensor, self)
 
     def agree(self, *numbers: int) -> list[int]:
         """The largest of each number over all processes; no accelerator is waited for."""
         if self.size == 1:
             return list(numbers)
         tensor = torch.tensor(numbers)
-        _all_reduce(tensor, dist.ReduceOp.MAX)
+        _all_reduce(tensor, self, dist.ReduceOp.MAX)
         return tensor.tolist()
 
     def broadcast(self, state: dict[str, Any] | None) -> dict[str, Any]:
@@ -129,7 +159,7 @@ class World:
         sizes = [tensor.numel() for tensor in tensors]
         flat = self._buffer(sum(sizes), tensors[0])
         torch.cat([tensor.reshape(-1) for tensor in tensors], out=flat)
-        _all_reduce(flat)
+        _all_reduce(flat, self)
         parts = flat.split(sizes)
         torch._foreach_copy_(tensors, [p.view_as(t) for p, t in zip(parts, tensors, strict=True)])
         if statistics:
@@ -163,6 +193,13 @@ class World:
         except Exception:  # whoever kept the store is gone: rank 0, or torchrun
             return True
 
+    def is_broken(self) -> bool:
+        """Whether one of the processes will answer no more, though it may still be there."""
+        with suppress(Exception):
+            if self.store.check([ERROR]):
+                return True
+        return self.has_ended()
+
     def error_elsewhere(self) -> str | None:
         """What another process reported, where one did; its traceback goes to train.log."""
         with suppress(Exception):  # torchrun is gone, which kept the store
@@ -185,24 +222,28 @@ class World:
             first = False
         if first and not self.has_ended():
             print(f"error {text}", file=sys.__stderr__, flush=True)
-        # At once: the others wait for an answer of this process, or for its end.
         if "SUBMITIT_EXECUTOR" not in os.environ:
             os._exit(1)
-        dist.destroy_process_group()
         deadline = time.monotonic() + CONCLUDE_SECONDS
         while not self.has_ended():
             if time.monotonic() > deadline:
                 os._exit(1)
             time.sleep(POLL_SECONDS)
 
-    def _leave(self) -> None:
+    def _leave(self, well: bool) -> None:
+        """Waits for rank 0 to end; the group is left in order only where all of them do that.
+
+        NCCL waits in `destroy_process_group` for every process to come there. Where one will not,
+        the group is kept to the end of this process, which aborts what is under way.
+        """
         if self.is_main:
             with suppress(Exception):
-                self.store.set(ENDED, "1")
+                self.store.set(ENDED, WELL if well else BADLY)
         while not self.has_ended():  # a scheduler may take the end of one for the end of all
             time.sleep(POLL_SECONDS)
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        with suppress(Exception):  # the store is gone, and rank 0 with it
+            if well and self.store.get(ENDED) == WELL:
+                dist.destroy_process_group()
 
     def _watch(self, left: threading.Event) -> None:
         """Ends this process where rank 0 has ended and cannot answer what this one waits for."""
@@ -230,20 +271,53 @@ def joined(device: str) -> Iterator[World]:
     import torch._dynamo
 
     store, _, _ = next(dist.rendezvous("env://", rank, size))
-    cuda = device != "cpu" and torch.cuda.is_available()
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    common = {"store": store, "rank": rank, "world_size": size}
+    if device != "cpu" and torch.cuda.is_available():
+        own = _own_device(device, rank, size, local_rank, store)
+        # With its device NCCL connects now: what it cannot do is found before the run begins.
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=own, **common)
+    else:
+        dist.init_process_group("gloo", **common)
     world = World(rank, size, local_rank, store)
     left = threading.Event()
     watch = threading.Thread(target=world._watch, args=(left,), daemon=True)
     if not world.is_main:
         watch.start()
+    well = False
     try:
         yield world
+        well = True
+    except processes.Stopped:  # all of them, after the same step
+        well = True
+        raise
     finally:
-        world._leave()
+        world._leave(well)
         left.set()
         if not world.is_main:
             # A thread that is inside torch, asking the store, when the interpreter ends aborts the
             # process: Python then ends the thread, which C++ does not allow.
             watch.join()
+
+
+def _own_device(
+    name: str, rank: int, size: int, local_rank: int, store: dist.Store
+) -> torch.device:
+    """The CUDA device of this process, from now on torch's current one.
+
+    Raises:
+        ConfigError: in every process, where one of them has none of its own.
+    """
+    index, identity = cuda_index(local_rank), ""
+    if index < torch.cuda.device_count():
+        torch.cuda.set_device(index)
+        identity = str(torch.cuda.get_device_properties(index).uuid)
+    timeout = store.timeout.total_seconds()
+    found = synchronize(store, identity.encode(), rank, size, "sdnet/device", timeout)
+    for other, device in enumerate(found):
+        if not device or device in found[:other]:
+            raise ConfigError(
+                f"trainer.device={name} needs a CUDA device for each process, and rank {other} of "
+                f"{size} has none of its own: start as many on a machine as it has devices, or "
+                f"set trainer.device=cpu"
+            )
+    return torch.device("cuda", index)

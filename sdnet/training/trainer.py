@@ -104,9 +104,9 @@ class Trainer:
                 self.train_step(images, labels)
                 step = self.counters.step
                 due = step % self.eval_steps == 0 or step == self.total_steps
-                for listener in self.listeners:
-                    listener.on_step(self)
                 stop, number = self.world.agree(self.stop_requested, self.stop_signal)
+                for listener in self.listeners:  # they may wait for the device, where others answer
+                    listener.on_step(self)
                 save = self.save_is_due()
                 if due or stop or save or step % CHECK_EVERY == 0:
                     self.check_finite()  # waits for the device

@@ -142,6 +142,17 @@ def test_the_table_of_values_has_every_setting_that_is_checked():
     assert set(VALUES) == set(values.CHECKS)
 
 
+def test_synchronised_batch_normalisation_is_not_compiled(every_member):
+    config = copy.deepcopy(every_member[0])
+    config["trainer"] |= {"sync_batchnorm": True, "compile": None}
+    values.check(config)
+    config["trainer"]["compile"] = "branches"
+    with pytest.raises(ConfigError) as raised:
+        values.check(config)
+    expected = "trainer.compile must be null with trainer.sync_batchnorm=true, got branches"
+    assert str(raised.value) == expected
+
+
 @pytest.mark.parametrize("key", VALUES)
 def test_a_value_at_the_border_is_taken_and_one_beyond_it_refused(every_member, key):
     accepted, refused, allowed = VALUES[key]

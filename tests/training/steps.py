@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -119,16 +120,42 @@ def main(folder):
 
 
 def train_and_fail(rank, what, *arguments):
-    """`python train.py ...` in which one process comes to a bad end in its third step."""
+    """`python train.py ...` in which one process comes to a bad end in its third step.
+
+    As with NCCL, to destroy the group would last until all processes do.
+    """
     from sdnet.training.trainer import Trainer
     from tests import commands
 
     distributed.GRACE_SECONDS = 0.5
+    distributed.dist.destroy_process_group = lambda: time.sleep(1000)
     step = Trainer.train_step
 
     def fails(trainer, *batch):
         if trainer.world.rank == rank and trainer.counters.step == 2:
             what()
+        step(trainer, *batch)
+
+    Trainer.train_step = fails
+    commands.train(*arguments)
+
+
+def lose_cuda(*arguments):
+    """`python train.py -m ...` in which memory runs out with seed 0, and CUDA is gone with 1."""
+    from sdnet.training.trainer import Trainer
+    from tests import commands
+
+    step = Trainer.train_step
+
+    def synchronize():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def fails(trainer, *batch):
+        if trainer.gates.seed == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        if trainer.gates.seed == 1:
+            torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, synchronize
+            synchronize()
         step(trainer, *batch)
 
     Trainer.train_step = fails

@@ -148,6 +148,18 @@ def test_the_kernels_are_on_for_the_run_that_wants_them_alone(monkeypatch, caplo
     assert called == ["off", "on", "off"] and not caplog.records
 
 
+def test_the_context_of_cuda_is_lost_where_it_answers_no_more(monkeypatch):
+    def synchronize():
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    assert not devices.context_is_lost()  # it was never asked for anything
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert devices.context_is_lost()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert not devices.context_is_lost()
+
+
 def test_other_load_is_the_processor_time_of_others_since_the_last_look(monkeypatch):
     class Times(tuple):
         """As psutil's: fields in a tuple."""

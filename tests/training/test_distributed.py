@@ -4,16 +4,21 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.distributed import HashStore
 
 from sdnet import processes
+from sdnet.config.errors import ConfigError, RunError
 from sdnet.training import distributed
-from sdnet.training.distributed import ALONE, World
+from sdnet.training.distributed import ALONE, Lost, World
 from tests import commands
 from tests.commands import ROOT
 from tests.training import steps
@@ -48,20 +53,28 @@ def test_what_is_said_by_one_process_is_heard_by_all(ranks):
 SMALL = ["model.depth=8", "dataset.size=8", "wandb.mode=disabled", "trainer.device=cpu"]
 
 
+TORCHRUNS = {}
+SUBMITITS = {"SUBMITIT_EXECUTOR": "slurm", "TORCHELASTIC_RUN_ID": "ranks are in the environment"}
+
+
 @pytest.mark.parametrize(
-    "rank, what, ends, status, reason",
+    "starter, rank, what, ends, status, reason",
     [
-        (1, steps.raises, [1, 1], "failed", "on rank 1: ValueError: as planned"),
-        (0, steps.raises, [1, 0], "failed", "ValueError: as planned"),
-        (1, steps.is_killed, [1, -9], "interrupted", "another process of the run is gone"),
+        (TORCHRUNS, 1, steps.raises, [1, 1], "failed", "on rank 1: ValueError: as planned"),
+        (TORCHRUNS, 0, steps.raises, [1, 0], "failed", "ValueError: as planned"),
+        (SUBMITITS, 1, steps.raises, [1, 1], "failed", "on rank 1: ValueError: as planned"),
+        (SUBMITITS, 0, steps.raises, [1, 0], "failed", "ValueError: as planned"),
+        (TORCHRUNS, 1, steps.is_killed, [1, -9], "interrupted", str(Lost())),
     ],
 )
 def test_a_process_that_fails_ends_the_others_and_the_reason_is_on_record(
-    tmp_path, rank, what, ends, status, reason
+    tmp_path, starter, rank, what, ends, status, reason
 ):
     together = commands.Together()
     processes = [
-        commands.Forked(tmp_path, together.of(r), steps.train_and_fail, rank, what, *SMALL)
+        commands.Forked(
+            tmp_path, together.of(r) | starter, steps.train_and_fail, rank, what, *SMALL
+        )
         for r in range(2)
     ]
     printed = [process.communicate(timeout=60) for process in processes]
@@ -75,6 +88,125 @@ def test_a_process_that_fails_ends_the_others_and_the_reason_is_on_record(
     if what is steps.raises:
         assert "in raises" in (run / "train.log").read_text()  # the traceback, whoever had it
     assert ("error on rank 1: ValueError: as planned" in err_2) == ("rank 1" in reason)
+
+
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] "
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (RuntimeError(GLOO + "Connection closed by peer [127.0.0.1]:1"), Lost),
+        (RuntimeError(GLOO + "Timed out waiting 1800000ms for recv operation"), Lost),
+        (dist.DistNetworkError("failed to recv, got 0 bytes"), Lost),
+        (dist.DistBackendError("NCCL error\nncclRemoteError: A call failed possibly due"), Lost),
+        (dist.DistBackendError("Duplicate GPU detected"), dist.DistBackendError),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (torch.AcceleratorError("CUDA error: an illegal access"), torch.AcceleratorError),
+        (RuntimeError("Tensors must be contiguous"), RuntimeError),
+    ],
+    ids=lambda value: None if isinstance(value, type) else str(value)[-30:],
+)
+def test_only_where_another_process_is_gone_it_is_lost(monkeypatch, error, told):
+    def all_reduce(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    world = World(0, 2, 0, HashStore())
+    for tensor in (torch.zeros(1), torch.zeros(1, device="meta")):  # by gloo, and by another
+        with pytest.raises(told) as raised:
+            distributed._all_reduce(tensor, world)
+        assert type(raised.value) is told
+        assert error in (raised.value, raised.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "seen, found",
+    [
+        ([["a", "b"], ["a", "b"]], ["cuda:0", "cuda:1"]),
+        ([["a"], ["b"]], ["cuda:0", "cuda:0"]),  # a scheduler shows each of them its own
+        ([["a"], ["a"]], 1),
+        ([["a", "b"]] * 3, 2),
+    ],
+    ids=["several", "own", "shared", "too few"],
+)
+def test_each_process_has_a_cuda_device_of_its_own_or_all_say_which_has_none(
+    monkeypatch, seen, found
+):
+    here, store = threading.local(), HashStore()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(here.seen))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: setattr(here, "current", index))
+    properties = lambda index: SimpleNamespace(uuid=here.seen[index])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+
+    def own_device(rank):
+        here.seen = seen[rank]
+        try:
+            device = distributed._own_device("auto", rank, len(seen), rank, store)
+        except ConfigError as error:
+            return str(error)
+        assert here.current == device.index
+        return str(device)
+
+    with ThreadPoolExecutor(len(seen)) as pool:
+        said = list(pool.map(own_device, range(len(seen))))
+    if isinstance(found, list):
+        assert said == found
+    else:
+        assert len(set(said)) == 1 and f"rank {found} of {len(seen)} has none" in said[0]
+        assert said[0].startswith("trainer.device=auto needs a CUDA device for each process")
+
+
+@pytest.fixture
+def second(monkeypatch):
+    """Has this process be the second of two, the first of which has ended; what torch is told."""
+    store, told = HashStore(), []
+    for key, value in (("sdnet/device0", "a"), (distributed.ENDED, distributed.WELL)):
+        store.set(key, value)
+    monkeypatch.setattr(processes, "environment", lambda: (1, 2, 1))
+    monkeypatch.setattr(dist, "rendezvous", lambda *arguments: iter([(store, 1, 2)]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: told.append(("current", index)))
+    properties = lambda index: SimpleNamespace(uuid="ab"[index])  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+
+    def init_process_group(backend, store, rank, world_size, device_id=None):
+        told.append((backend, rank, world_size, device_id))
+
+    monkeypatch.setattr(dist, "init_process_group", init_process_group)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: told.append("destroyed"))
+    return store, told
+
+
+def test_nccl_connects_the_devices_before_a_run_begins(second):
+    _, told = second
+    with distributed.joined("auto"):
+        device = torch.device("cuda", 1)
+        assert told == [("current", 1), ("cpu:gloo,cuda:nccl", 1, 2, device)]
+    told.clear()
+    with distributed.joined("cpu"):
+        assert told == [("gloo", 1, 2, None)]
+
+
+@pytest.mark.parametrize(
+    "first, error, expected",
+    [
+        (distributed.WELL, None, ["destroyed"]),
+        (distributed.WELL, processes.Stopped(), ["destroyed"]),  # as all of them
+        (distributed.WELL, RunError("failed"), []),
+        (distributed.BADLY, None, []),
+    ],
+    ids=["well", "stopped", "failed", "failed elsewhere"],
+)
+def test_the_group_is_destroyed_only_where_all_of_them_do_it(second, first, error, expected):
+    store, told = second
+    store.set(distributed.ENDED, first)
+    with suppress(RunError, processes.Stopped), distributed.joined("cpu"):
+        told.clear()
+        if error is not None:
+            raise error
+    assert told == expected
 
 
 def test_under_submitit_a_process_learns_its_rank_from_it(monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from sdnet.runs.folder import COLUMNS
 from sdnet.training import trainer as training
 from sdnet.training.counters import Diverged, Interrupted
+from sdnet.training.distributed import World
 from sdnet.training.evaluation import Evaluation
 from sdnet.training.trainer import Listener
 
@@ -258,7 +259,7 @@ def test_a_run_stopped_between_rows_goes_on_counting_where_it_was(small, monkeyp
 
 def stop_at(step):
     def on_step(trainer):
-        trainer.stop_requested = trainer.counters.step == step
+        trainer.stop_requested = trainer.counters.step == step - 1
 
     return on_step
 
@@ -271,6 +272,21 @@ def test_listeners_are_told_in_turn_and_of_a_row_once_it_is_kept(small):
     told = [("start", 0), *(("step", i) for i in (1, 2, 3, 4)), ("row", 4), ("step", 5)]
     told += [("step", 6), ("row", 6)]
     assert notes == [(name, *event) for event in told for name in "ab"]
+
+
+def test_listeners_may_wait_for_the_device_once_every_process_has_answered(small):
+    class Asked(World):
+        def agree(self, *numbers):
+            notes.append(("", "agree", trainer.counters.step))
+            return list(numbers)
+
+    notes = []
+    trainer = small("trainer.epochs=1", "trainer.eval_unit=step", "trainer.eval_every=2")
+    trainer.world, trainer.listeners = Asked(), (Notes(notes),)
+    trainer.fit()
+    told = [(name, step) for _, name, step in notes]
+    expected = [("start", 0), *((name, step) for step in (1, 2) for name in ("agree", "step"))]
+    assert told == [*expected, ("row", 2), ("agree", 3), ("step", 3), ("row", 3)]
 
 
 def test_best_is_the_network_of_the_latest_of_the_lowest_validation_errors(small, monkeypatch):
@@ -382,7 +398,7 @@ def test_a_stop_or_a_save_that_is_asked_for_is_done_after_the_step(small, monkey
     def on_step(_, step=notes.on_step):
         step(trainer)
         trainer.save_requested |= trainer.counters.step == 2
-        trainer.stop_requested = trainer.counters.step in (5, 9)
+        trainer.stop_requested = trainer.counters.step in (4, 8)
         trainer.stop_signal = 12
 
     notes.on_step = on_step

@@ -28,8 +28,8 @@ class StopAfter(Listener):
     def __init__(self, step):
         self.step = step
 
-    def on_step(self, trainer):
-        trainer.stop_requested = trainer.counters.step == self.step
+    def on_step(self, trainer):  # once it was agreed whether this step is the last
+        trainer.stop_requested = trainer.counters.step == self.step - 1
 
 
 def without_times(rows):
