@@ -218,6 +218,8 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     check_batches(config, len(data.train), world.size)
     schedule = build_schedule(config)
     model = build_model(config, len(data.classes), data.image_shape[0], schedule)
+    if granularity_of(model) == "subset":  # blocks have a batch size each: hundreds of searches
+        torch.backends.cudnn.benchmark = False
     shape, images = data.image_shape, len(data.train)
     trial.check_least_rows(config, model, schedule, shape, images, world.size)
     if settings["sync_batchnorm"]:
