@@ -38,6 +38,9 @@ STEPS, BATCH = 22, 128
 def composed(args: argparse.Namespace) -> dict:
     from hydra import compose, initialize_config_dir
 
+    from sdnet.config.compose import register_resolvers, resolve
+
+    register_resolvers()
     overrides = [
         f"model.depth={args.depth}",
         *(["schedule=constant"] if args.p_L == [1.0] else [f"schedule.p_L={args.p_L[0]}"]),
@@ -49,7 +52,7 @@ def composed(args: argparse.Namespace) -> dict:
     ]
     conf = Path(__file__).resolve().parents[1] / "conf"
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose.resolve(compose("config", overrides=overrides))
+        return resolve(compose("config", overrides=overrides))
 
 
 class Bare(Listener):

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,6 +58,13 @@ def test_no_contender_is_named_for_what_a_device_does_not_do(script, cuda):
     step_time = script("step_time", cuda)
     assert any("fused" in name for name in step_time.CONTENDERS) != cuda
     assert ("tf32" in step_time.PRECISIONS) == cuda
+
+
+def test_whole_training_is_measured_of_the_configuration_that_is_typed(script):
+    words = {"root": "somewhere", "depth": 8, "p_L": [0.5], "precision": "fp32", "override": []}
+    config = script("training").composed(SimpleNamespace(**words))
+    found = config["dataset"]["root"], config["model"]["depth"], config["schedule"]["p_L"]
+    assert found == ("somewhere", 8, 0.5)
 
 
 def test_each_contender_of_a_gpu_computes_under_its_own_switches(script, monkeypatch):
