@@ -14,7 +14,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from measure import alone, interleaved, machine, peak
+from measure import alone, forget_search, interleaved, machine, peak
 from step_time import DEVICE, Contender
 
 from sdnet import LinearDecay, resnet_cifar
@@ -76,6 +76,7 @@ def main() -> None:
     devices.configure(DEVICE, "fp32", None, False)
     if args.alone:
         one = contender(args.depths[0], args.p_L[0], args.batch)
+        forget_search(one.step, 2, DEVICE)
         for case in range(2):
             one.step(case)
         return print(peak(DEVICE))

@@ -1,4 +1,8 @@
-"""What the benchmarks share: gates of the expected depth, turns, processes, memory, machine."""
+"""What the benchmarks share: gates of the expected depth, time, turns, processes, memory, machine.
+
+On CUDA fp32 is float32 without TF32, as in a run of trainer.precision=fp32; and the device is
+waited for around some steps in a row, not around each: else the host could not run ahead.
+"""
 
 import platform
 import resource
@@ -6,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median
 
@@ -13,6 +18,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sdnet.training import device as devices
+
+IN_A_ROW = 10 if torch.cuda.is_available() else 1  # steps of which the time is taken together
 
 
 def fixed_gates(stage_blocks: Sequence[int], survival: Sequence[float], vectors: int) -> list:
@@ -34,30 +41,52 @@ def fixed_gates(stage_blocks: Sequence[int], survival: Sequence[float], vectors:
     return gates
 
 
+def seconds_of(work: Callable[[], object], times: int = IN_A_ROW) -> float:
+    """Seconds of one of some calls in a row."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    synchronize()
+    return (time.perf_counter() - start) / times
+
+
 def interleaved(steps: dict[str, Callable[[int], None]], cases: int, turns: int) -> dict:
     """Seconds of a step of each contender: the mean over `cases` of the median over `turns`.
 
-    Every contender takes a step of a case before any takes the next one, and each takes each place
-    in that order. One turn more comes first, to warm up.
+    Every contender takes its steps of a case before any takes the next one, and each takes each
+    place in that order. One turn more comes first, to warm up: of all cases on CUDA, where cuDNN
+    searches when it first meets a shape.
     """
     seconds = {name: [[] for _ in range(cases)] for name in steps}
     names = list(steps)
     for turn in range(turns + 1):
-        for case in range(cases if turn else 1):
+        for case in range(cases if turn or torch.cuda.is_available() else 1):
             for k in range(len(names)):
                 name = names[(k + turn * cases + case) % len(names)]
-                synchronize()
-                start = time.perf_counter()
-                steps[name](case)
-                synchronize()
+                taken = seconds_of(partial(steps[name], case))
                 if turn:
-                    seconds[name][case].append(time.perf_counter() - start)
+                    seconds[name][case].append(taken)
     return {name: mean(median(times) for times in cases) for name, cases in seconds.items()}
 
 
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def ieee(device: torch.device) -> None:
+    """Switches TF32 off and cuDNN's search on, as a run does; on the CPU there is nothing to do."""
+    if device.type == "cuda":
+        devices.configure(device, "fp32", None, False)
+
+
+def forget_search(step: Callable[[int], None], cases: int, device: torch.device) -> None:
+    """On CUDA takes a step of each case and forgets the peak, in which is all that cuDNN tried."""
+    if device.type == "cuda":
+        for case in range(cases):
+            step(case)
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def alone(*options: object) -> list[float]:
@@ -81,6 +110,9 @@ def peak(device: torch.device) -> float:
 def machine(device: torch.device) -> str:
     """One line: what the numbers below were measured with."""
     known = devices.describe(device)
+    if device.type == "cuda":
+        versions = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        known["device_name"] += f", {versions}, fp32 without TF32"
     return (
         f"{known['device_name']}, {known['threads']} threads, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"

@@ -2,23 +2,22 @@
 
     torchrun --nproc-per-node=2 benchmarks/reduce.py [--nets resnet20] [--draws 12]
 
-One thread per rank on CPU, one device on CUDA. Closed blocks get zero gradients. A step is forward,
-backward, reduction and SGD on the slowest rank; `ratio` is to the step without reduction.
+One thread per rank on CPU, one device on CUDA; fp32, there without TF32. Closed blocks get zero
+gradients. A step is forward, backward, reduction and SGD on the slowest rank; `ratio` is to the
+step without reduction.
 """
 
 import argparse
-import sys
 import time
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from measure import ieee, synchronize
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sdnet.models.gates import GateSampler, set_gates
 from sdnet.models.resnet import ResNet, resnet_cifar, resnet_imagenet
 from sdnet.models.schedules import LinearDecay
@@ -111,7 +110,6 @@ def compare(name: str, draws: int, device: torch.device) -> None:
     drawn = torch.stack([GateSampler(net, seed=0).draw(i, batch) for i in range(draws)])
     for gates in (torch.ones_like(drawn[0]), drawn[drawn.sum(1).argmin()]):
         check_gradients(contenders, images, labels, gates)  # before any step
-    synchronize = torch.cuda.synchronize if images.is_cuda else lambda: None
     for setting, vectors in {"constant": torch.ones_like(drawn), "p_L 0.5": drawn}.items():
         seconds = torch.zeros(draws, len(contenders), device=device)
         for i in [0, *range(draws)]:  # the first is the warm-up
@@ -138,7 +136,7 @@ def main() -> None:
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
     device = torch.device(f"cuda:{dist.get_node_local_rank()}" if cuda else "cpu")
-    torch.cuda.set_device(device) if cuda else torch.set_num_threads(1)
+    ieee(device) if cuda else torch.set_num_threads(1)
     dist.init_process_group("nccl" if cuda else "gloo")
     if dist.get_rank() == 0:
         print("network    gates     reduction          ms/step   ratio        MB")

@@ -7,7 +7,8 @@ forward, backward and SGD alone: after each of the trainer's steps one of anothe
 same process, with its weights, images and gates, for the values decide too how long a step takes.
 The difference is what all the rest costs. `plain` is what most replications do (see
 `step_time.py`), with two worker processes to transform the images, in a process of its own in
-between. Images/s, medians over the turns of some 22 steps each; evaluations are left out.
+between. On CUDA each of the first two's steps is waited for. Images/s, medians over the turns of
+some 22 steps each; evaluations are left out.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from measure import alone, machine
-from step_time import DEVICE, Contender, Images
+from measure import alone, machine, synchronize
+from step_time import DEVICE, PRECISIONS, Contender, Images
 from torch.utils.data import DataLoader
 
 from sdnet import resnet_cifar
@@ -37,6 +38,9 @@ STEPS, BATCH = 22, 128
 def composed(args: argparse.Namespace) -> dict:
     from hydra import compose, initialize_config_dir
 
+    from sdnet.config.compose import register_resolvers, resolve
+
+    register_resolvers()
     overrides = [
         f"model.depth={args.depth}",
         *(["schedule=constant"] if args.p_L == [1.0] else [f"schedule.p_L={args.p_L[0]}"]),
@@ -48,7 +52,7 @@ def composed(args: argparse.Namespace) -> dict:
     ]
     conf = Path(__file__).resolve().parents[1] / "conf"
     with initialize_config_dir(str(conf), version_base="1.3"):
-        return compose.resolve(compose("config", overrides=overrides))
+        return resolve(compose("config", overrides=overrides))
 
 
 class Bare(Listener):
@@ -58,14 +62,17 @@ class Bare(Listener):
         self.contender, self.seconds, self.rates = contender, 0.0, []
 
     def on_step(self, trainer: Trainer) -> None:
+        synchronize()
         begun = time.perf_counter()
         bare, step = self.contender, trainer.counters.step - 1
         bare.net.load_state_dict(trainer.model.state_dict())
         bare.data = next(iter(trainer.loaders["train"].batches(*divmod(step, STEPS))))
         bare.vectors = [trainer.gates.draw(step, BATCH)]
         set_rate(bare.optimizer, trainer.lr / 0.01)
+        synchronize()
         start = time.perf_counter()
         bare.step(0)
+        synchronize()
         end = time.perf_counter()
         self.seconds += end - start
         trainer.counters.interval_seconds -= end - begun
@@ -106,9 +113,11 @@ def plain(args: argparse.Namespace) -> float:
     contender.batches = iter(DataLoader(data, BATCH, shuffle=True, num_workers=2, drop_last=True))
     for case in range(5):
         contender.step(case)
+    synchronize()
     start = time.perf_counter()
     for case in range(STEPS):
         contender.step(case % 5)
+    synchronize()
     return STEPS * BATCH / (time.perf_counter() - start)
 
 
@@ -117,7 +126,7 @@ def main() -> None:
     parser.add_argument("--root", required=True, help="images in train/<class>/ and test/<class>/")
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--p_L", nargs="+", type=float, default=[1.0, 0.5])
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--override", nargs="*", default=[], help="settings of the trainer's run")
     parser.add_argument("--part", choices=("ours", "plain"), help=argparse.SUPPRESS)

@@ -100,6 +100,7 @@ CHECKS = {
     "trainer.sync_batchnorm": _BOOLEAN,
     "trainer.eval_every": _whole(1),
     "trainer.eval_unit": _one_of("epoch", "step"),
+    "trainer.eval_batch_size": _optional(_whole(1)),
     "trainer.checkpoint_every": _optional(_number(0, above=True)),
     "trainer.checkpoint_unit": _one_of("minute", "step"),
     "trainer.log_every": _whole(1),

@@ -95,7 +95,7 @@ class StreamingLoader(Batches):
             images, matrix, shift, labels = (t.to(self.device, non_blocking=True) for t in batch)
             # Colours and normalisation in one map of the (N, 3, H*W) pixels.
             shift = (shift - self.mean) / self.std
-            pixels = torch.baddbmm(shift, matrix / self.std, images.flatten(2).float())
+            pixels = mapped(images.flatten(2).float(), matrix / self.std, shift)
             yield pixels.view(images.shape).contiguous(memory_format=self.layout), labels
 
     def _read(self) -> Iterator:
@@ -191,6 +191,16 @@ class Reader(Dataset):
         image = self.resize(image, [reading.size] * 2)
         image = (image.flip(2) if flip else image).contiguous()
         return image, *color_map(image.float().mean((1, 2)), factors, noise)
+
+
+def mapped(pixels: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
+    """`matrix @ pixels + shift`, of (N, 3, P), (N, 3, 3) and (N, 3, 1)."""
+    if not pixels.is_cuda:
+        return torch.baddbmm(shift, matrix, pixels)
+    # There a product of matrices may round to TF32, of ten bits; these multiply and add in float32.
+    for i in range(3):
+        shift = torch.addcmul(shift, matrix[:, :, i : i + 1], pixels[:, i : i + 1])
+    return shift
 
 
 def _shared(tensor: Tensor) -> Tensor:

@@ -218,6 +218,8 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     check_batches(config, len(data.train), world.size)
     schedule = build_schedule(config)
     model = build_model(config, len(data.classes), data.image_shape[0], schedule)
+    if granularity_of(model) == "subset":  # blocks have a batch size each: hundreds of searches
+        torch.backends.cudnn.benchmark = False
     shape, images = data.image_shape, len(data.train)
     trial.check_least_rows(config, model, schedule, shape, images, world.size)
     if settings["sync_batchnorm"]:
@@ -272,11 +274,26 @@ def build_loaders(config: dict[str, Any], data, device, world: World) -> dict[st
     make = partial(
         StreamingLoader if streams else Loader,
         normalization=data.normalization,
-        batch_size=settings["batch_size"],
         device=device,
         **common,
     )
-    loaders = {"train": make(data.train, **augmentation), "test": make(data.test)}
+    evaluated = eval_batch_size(settings, data.train, device)
+    loaders = {
+        "train": make(data.train, batch_size=settings["batch_size"], **augmentation),
+        "test": make(data.test, batch_size=evaluated),
+    }
     if data.validation is not None:
-        loaders["validation"] = make(data.validation)
+        loaders["validation"] = make(data.validation, batch_size=evaluated)
     return loaders
+
+
+def eval_batch_size(settings: dict[str, Any], images, device) -> int:
+    """Images per batch of an evaluation, over all processes."""
+    from sdnet.data.split import Files
+
+    size, wanted = settings["batch_size"], settings["eval_batch_size"]
+    if wanted is not None or device.type != "cuda" or isinstance(images, Files):
+        return wanted or size
+    # To start a small batch on CUDA takes longer than to compute it. The memory is bounded.
+    height, width = images.shape[:2]
+    return max(size, min(1024, 1024 * 32 * 32 // (height * width)))

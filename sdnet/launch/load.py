@@ -37,6 +37,8 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> "nn.Module":
     if not run.holds_run():
         raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
     config = run.config()
+    if isinstance(config.get("trainer"), dict):  # a setting that came later than the first runs
+        config["trainer"].setdefault("eval_batch_size", None)
     check(config)
     state = run.load_checkpoint(checkpoint)
     if state is None:

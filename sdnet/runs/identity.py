@@ -20,6 +20,7 @@ NOT_RESULT = (
     "trainer.device",
     "trainer.threads",
     "trainer.workers",
+    "trainer.eval_batch_size",
     "trainer.log_every",
     "trainer.checkpoint_every",
     "trainer.checkpoint_unit",

@@ -62,13 +62,20 @@ def configure(device: torch.device, precision: str, threads: int | None, determi
     if device.type == "cuda":
         if device.index is not None:
             torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        allow_tf32(precision == "tf32")
         torch.backends.cudnn.benchmark = not deterministic
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the call imports inductor
         torch.use_deterministic_algorithms(deterministic)
+    if deterministic:  # else each new tensor is filled, though none is read before it is written
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA's products and convolutions of float32 may round their factors to TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def keep_freed_memory() -> None:
@@ -116,6 +123,31 @@ def context_is_lost() -> bool:
         except torch.AcceleratorError:
             return True
     return False
+
+
+class PeakMemory:
+    """What tensors of this process took at most on a CUDA device.
+
+    cuDNN tries the ways to compute a convolution when it first meets its shape, the workspaces of
+    all of them among the tensors: `settle` forgets what was before, once.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.settled = device, False
+        self._reset()
+
+    def settle(self) -> None:
+        if not self.settled:
+            self._reset()
+        self.settled = True
+
+    def _reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def bytes(self) -> int | None:
+        """None where it is not CUDA."""
+        return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
 
 class OtherLoad:

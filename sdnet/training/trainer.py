@@ -82,8 +82,7 @@ class Trainer:
         self.stop_signal = 0  # that asked for it, if any
         self.save_requested = False
         self.saved = 0.0  # when, by the monotonic clock
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        self.memory = devices.PeakMemory(self.device)
 
     def fit(self) -> None:
         """Trains from the current step to the last one.
@@ -95,6 +94,7 @@ class Trainer:
         self.model.train()
         self.saved = time.monotonic()
         self.load.start()
+        settled = self.counters.step + self.steps_per_epoch  # all shapes of a batch were met
         for listener in self.listeners:
             listener.on_start(self)
         while self.counters.step < self.total_steps:
@@ -115,6 +115,8 @@ class Trainer:
                 clock = now
                 if due:
                     self.record()
+                    if settled <= step < self.total_steps:
+                        self.memory.settle()
                     clock = time.perf_counter()
                 stop = stop and step < self.total_steps
                 if (stop or save) and not due:
@@ -302,7 +304,6 @@ class Trainer:
         train_seconds = counters.train_seconds + counters.interval_seconds
         rows = self.run.rows()
         best, selection = select(rows) if rows else ({}, None)
-        cuda = self.device.type == "cuda"
         return {
             "best_epoch": best.get("epoch"),
             "val_error": best.get("val_error"),
@@ -322,7 +323,7 @@ class Trainer:
             "blocks": len(gated_modules(self.model)),
             "granularity": self.gates.granularity,
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "peak_memory_bytes": torch.cuda.max_memory_allocated(self.device) if cuda else None,
+            "peak_memory_bytes": self.memory.bytes(),
             "other_load": counters.other_seconds / (counters.train_seconds + counters.eval_seconds)
             if counters.train_seconds
             else None,

@@ -12,7 +12,7 @@ NOT_RESULT = {
     *("name", "show", "resume", "retry_failed", "model.name", "schedule.name"),
     *("wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags"),
     *("dataset.root", "dataset.download", "trainer.device", "trainer.threads", "trainer.workers"),
-    *("trainer.checkpoint_every", "trainer.checkpoint_unit"),
+    *("trainer.checkpoint_every", "trainer.checkpoint_unit", "trainer.eval_batch_size"),
     *("trainer.log_every", "trainer.checkpoint_blocks", "trainer.compile", "trainer.fused"),
 }
 

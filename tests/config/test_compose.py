@@ -114,6 +114,7 @@ def test_what_does_not_determine_the_result_is_taken_from_the_command_when_resum
         "trainer.device": "cuda",
         "trainer.threads": 3,
         "trainer.workers": 0,
+        "trainer.eval_batch_size": 100,
         "trainer.log_every": 7,
         "trainer.checkpoint_every": 3,
         "trainer.checkpoint_unit": "step",

@@ -19,6 +19,11 @@ OPTIONAL_TEXT = (["x", None], ["", 7], "a text, or null")
 OPTIONAL_LINE = (["x", "é y", None], ["", "a\nb", "\x1b[2J", 7], "a printable text, or null")
 POSITIVE = ([1, 10**9], [0, -1, 1.0, True, "1", None, 10**9 + 1])
 POSITIVE += ("a whole number, 1 or more, a billion at most",)
+OPTIONAL_POSITIVE = (
+    [None, 1],
+    [0, 1.0, True, "1"],
+    "a whole number, 1 or more, a billion at most, or null",
+)
 NATURAL = ([0, 1], [-1, 0.0, False, "0", None, 10**10])
 NATURAL += ("a whole number, 0 or more, a billion at most",)
 AT_LEAST_0 = ([0, 0.0, 1.5], [-1e-9, -1, INFINITE, NOT_A_NUMBER, True, "1", None])
@@ -78,15 +83,12 @@ VALUES = {  # accepted, refused, what the message says of them
         "a whole number, 2 or more, a billion at most",
     ),
     "trainer.accumulate": POSITIVE,
-    "trainer.checkpoint_blocks": (
-        [None, 1],
-        [0, 1.0, True, "1"],
-        "a whole number, 1 or more, a billion at most, or null",
-    ),
+    "trainer.checkpoint_blocks": OPTIONAL_POSITIVE,
     "trainer.compile": ([None, "branches"], ["", "all", True, False], "branches, or null"),
     "trainer.fused": BOOLEAN,
     "trainer.sync_batchnorm": BOOLEAN,
     "trainer.eval_every": POSITIVE,
+    "trainer.eval_batch_size": OPTIONAL_POSITIVE,
     "trainer.eval_unit": (["epoch", "step"], ["epochs", "", None], "one of epoch, step"),
     "trainer.checkpoint_every": (
         [None, 1, 0.5],

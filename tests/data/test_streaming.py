@@ -23,6 +23,7 @@ from sdnet.data.streaming import (
     StreamingLoader,
     color_map,
     default_workers,
+    mapped,
 )
 
 
@@ -123,6 +124,23 @@ def test_the_color_map_is_torchvisions_jitter_where_that_does_not_clamp():
         torch.testing.assert_close(
             ours, expected, rtol=0, atol=2e-4
         )  # its grey weights are rounded
+
+
+def test_on_cuda_the_color_map_is_no_product_of_matrices_that_could_be_rounded_to_tf32():
+    pixels, matrix, shift = 255 * torch.rand(4, 3, 35), torch.randn(4, 3, 3), torch.randn(4, 3, 1)
+    expected = torch.baddbmm(shift, matrix, pixels)
+    assert torch.equal(mapped(pixels, matrix, shift), expected)
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True
+
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            assert "mm" not in function.__name__ and "matmul" not in function.__name__
+            return super().__torch_function__(function, types, args, kwargs)
+
+    found = mapped(pixels.as_subclass(OnCuda), matrix, shift).as_subclass(torch.Tensor)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-3)
 
 
 def test_crops_cover_the_share_of_the_area_that_is_asked_for(folder):

@@ -123,6 +123,15 @@ def test_weights_have_the_memory_format_that_is_asked_for(small, channels_last):
     assert [id(p) for p in group["params"]] == [id(p) for p in trainer.model.parameters()]
 
 
+@pytest.mark.parametrize("granularity", ["batch", "sample", "subset"])
+def test_cudnn_searches_no_convolutions_for_each_blocks_own_batch_size(
+    small, monkeypatch, granularity
+):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    small(f"model.granularity={granularity}")
+    assert torch.backends.cudnn.benchmark == (granularity != "subset")
+
+
 def test_a_trainer_is_given_what_was_built(small, data, tmp_path):
     trainer = small("trainer.epochs=4", "optimizer.lr=0.3", "lr_schedule=constant", "seed=9")
     assert trainer.run.path == tmp_path / "run" and trainer.world.size == 1

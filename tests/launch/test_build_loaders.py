@@ -11,8 +11,16 @@ from torchvision.transforms import v2
 
 from sdnet.config.errors import ConfigError
 from sdnet.data.loader import Loader
+from sdnet.data.split import Files, Reading, Split
 from sdnet.data.streaming import StreamingLoader
-from sdnet.launch.build import build_data, build_loaders, build_model, build_trainer, check_batches
+from sdnet.launch.build import (
+    build_data,
+    build_loaders,
+    build_model,
+    build_trainer,
+    check_batches,
+    eval_batch_size,
+)
 from sdnet.models.resnet import resnet_cifar
 from sdnet.processes import stand_apart
 from sdnet.training.distributed import World
@@ -269,6 +277,36 @@ def test_the_memory_format_of_all_batches_is_the_trainers(memory, stream, channe
             assert images.is_contiguous(memory_format=torch.channels_last) == channels_last
             assert images.is_contiguous() != channels_last
             assert images.dtype == torch.float32 and labels.dtype == torch.int64
+
+
+def test_evaluations_have_a_batch_size_of_their_own(memory, stream):
+    for config, _ in (memory, stream):
+        for own, expected in ((None, [8, 1]), (5, [5, 4]), (20, [9])):
+            loaders = loaders_of(config, trainer={"eval_batch_size": own})
+            assert sizes(loaders["test"]) == expected
+            assert loaders["train"].batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("device", "own", "edge", "expected"),
+    [
+        ("cpu", None, 32, 128),
+        ("cpu", 7, 32, 7),
+        ("cuda", None, 8, 1024),
+        ("cuda:1", None, 32, 1024),
+        ("cuda", None, 64, 256),
+        ("cuda", None, 224, 128),  # one of a batch of training, for which there is memory
+        ("cuda", 7, 32, 7),
+    ],
+)
+def test_on_cuda_evaluations_of_small_images_in_memory_have_large_batches(
+    device, own, edge, expected
+):
+    settings, device = {"batch_size": 128, "eval_batch_size": own}, torch.device(device)
+    images = np.zeros((2, edge, edge, 3), np.uint8)
+    assert eval_batch_size(settings, Split(images, np.arange(2)), device) == expected
+    files = Files("somewhere", np.zeros(2, "S1"), np.arange(2), Reading(edge, edge))
+    assert eval_batch_size(settings, files, device) == (own or 128)
 
 
 @pytest.mark.parametrize("workers", [0, 1, None])

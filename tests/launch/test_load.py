@@ -47,6 +47,16 @@ def test_a_loaded_run_has_the_numbers_that_were_measured(small, granularity, res
             assert (block.survival, block.granularity, block.rescale) == (0.4, granularity, rescale)
 
 
+def test_a_run_from_before_evaluations_had_a_batch_size_is_loaded(small):
+    trainer = small("trainer.epochs=1")
+    trainer.fit()
+    file = trainer.run.path / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("  eval_batch_size: null\n", ""))
+    assert file.read_text() != text
+    measured(trainer, trainer.run.path, "last")
+
+
 def test_survival_is_that_of_the_checkpoint_and_going_on_is_no_mismatch(small, monkeypatch):
     monkeypatch.setenv("SDNET_ALLOW_TARGETS", OWN)
     given = [f"schedule._target_={OWN}", "~schedule.p_L"]

@@ -39,6 +39,7 @@ def switches(monkeypatch):
     backends = torch.backends
     before = backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, backends.cudnn.benchmark
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     yield
@@ -89,6 +90,7 @@ def test_a_cuda_run_has_the_switches_of_its_settings(
     assert tf32 == (precision == "tf32",) * 2
     assert torch.backends.cudnn.benchmark != deterministic
     assert torch.are_deterministic_algorithms_enabled() == deterministic
+    assert torch.utils.deterministic.fill_uninitialized_memory != deterministic
     workspace = devices.os.environ.get("CUBLAS_WORKSPACE_CONFIG")
     assert workspace == (":4096:8" if deterministic else None)
 

@@ -9,6 +9,7 @@ import torch
 from sdnet.runs.folder import COLUMNS
 from sdnet.training import trainer as training
 from sdnet.training.counters import Diverged, Interrupted
+from sdnet.training.device import PeakMemory
 from sdnet.training.distributed import World
 from sdnet.training.evaluation import Evaluation
 from sdnet.training.trainer import Listener
@@ -100,6 +101,41 @@ def test_evaluation_is_at_every_interval_and_at_the_end(
     rows = trainer.run.rows()
     assert [row["step"] for row in rows] == steps
     assert [row["epoch"] for row in rows] == pytest.approx([step / 3 for step in steps], rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "forgotten"),
+    [
+        ("trainer.epochs=1", []),
+        ("trainer.epochs=3", [3]),
+        ("trainer.epochs=4 trainer.eval_every=2", [6]),
+        ("trainer.epochs=3 trainer.eval_every=3", []),  # the run is over
+        ("trainer.epochs=3 trainer.eval_every=2 trainer.eval_unit=step", [4]),
+    ],
+)
+def test_the_peak_of_memory_is_of_what_came_once_every_shape_was_met(
+    small, monkeypatch, settings, forgotten
+):
+    trainer = small(*settings.split())
+    stub_evaluation(monkeypatch, trainer, range(9), range(9))
+    reset = []
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: reset.append(trainer.counters.step)
+    )
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100 + reset[-1])
+    trainer.memory = PeakMemory(torch.device("cuda"))
+    trainer.fit()
+    assert reset == [0, *forgotten]
+    assert trainer.result()["peak_memory_bytes"] == 100 + reset[-1]
+
+
+def test_a_resumed_process_meets_every_shape_anew(small, monkeypatch):
+    trainer = small("trainer.epochs=4")
+    trainer.counters.step = 4
+    settled = []
+    trainer.memory.settle = lambda: settled.append(trainer.counters.step)
+    trainer.fit()
+    assert settled == [9]
 
 
 def test_validation_and_test_errors_are_of_their_own_images_at_full_depth(small, data):
