@@ -13,7 +13,7 @@ GROUPS = {
     "wandb": "Weights & Biases",
     "experiment": "presets over all groups",
     "sweep": "what a multirun sweeps",
-    "hydra/launcher": "several runs at once, clusters (`requirements-extras.txt`)",
+    "hydra/launcher": "several runs at once; all but `local` need `requirements-extras.txt`",
     "hydra/sweeper": "how a multirun chooses its runs",
 }
 HEAD = """# Settings

@@ -98,10 +98,14 @@ def stand_apart(worker: int) -> None:
     end_with_parent()
 
 
-def end_with_parent() -> None:
-    """Has the system kill this process when the one that started it ends, however that happens."""
+def end_with_parent(number: int | None = None) -> None:
+    """Has the system kill this process when the one that started it ends, however that happens.
+
+    Args:
+        number: of the signal that it gets then, instead of SIGKILL.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number or signal.SIGKILL)
     parent = multiprocessing.parent_process()
     if parent is not None and os.getppid() != parent.pid:  # it has ended already
         os._exit(1)

@@ -5,7 +5,11 @@ import sys
 from importlib.util import find_spec
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
+from sdnet.config import compose
 from tests.conftest import ROOT
 from tests.test_sweep import SMALL, metrics, run_folders, summary
 
@@ -23,14 +27,14 @@ def needs(plugin):
 @needs("hydra_joblib_launcher")
 def test_two_runs_at_once_give_what_one_after_the_other_gives(train_in, tmp_path):
     results = []
-    for launcher, start in (("basic", None), ("joblib", START)):
+    for launcher, start in (("basic", None), ("joblib", START), ("local", None)):
         (tmp_path / launcher).mkdir()
         sweep = [*SWEEP, "schedule.p_L=0.5,1", f"hydra/launcher={launcher}"]
         done = train_in(tmp_path / launcher, *sweep, start=start)
         assert done.returncode == 0, done.stderr
         runs = run_folders(tmp_path / launcher)
         results.append({name: metrics(run) for name, run in runs.items()})
-    assert len(results[0]) == 2 and results[0] == results[1]
+    assert len(results[0]) == 2 and results[0] == results[1] == results[2]
 
 
 @needs("hydra_optuna_sweeper")
@@ -63,3 +67,14 @@ def test_runs_as_jobs_of_their_own_with_one_process_or_two(train, tmp_path, task
     assert provenance["processes"] == tasks
     command = provenance["command"]
     assert command.startswith(f"{start}{ROOT / 'train.py'} ") and "schedule.p_L=0.5" in command
+
+
+@needs("hydra_submitit_launcher")
+def test_a_job_of_its_own_sees_a_gpu_for_each_of_its_processes():
+    compose.register_presets()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        for tasks in (1, 2):
+            given = ["hydra/launcher=submitit_local", f"hydra.launcher.tasks_per_node={tasks}"]
+            cfg = loader.load_configuration("config", given, run_mode=RunMode.MULTIRUN)
+            assert cfg.hydra.launcher.gpus_per_node == tasks

@@ -10,8 +10,13 @@ from sdnet.analysis.collect import Run, work_on
 from sdnet.analysis.groups import Group
 from sdnet.analysis.repeat import command, commits
 
+# What has to be the same for times to compare. A GPU's work is started by one thread, whose
+# processor was not noted at first.
 MACHINE = ("device", "device_name", "threads", "processes")
+GPUS_MACHINE = ("device", "device_name", "processes", "processor")
+MAY_BE_UNKNOWN = ("processor",)
 LOAD = 0.25  # cores kept busy by other programs: times of runs that differ by more do not compare
+IDLE = 0.5  # of a machine's cores: a GPU's run is not slowed by others that leave it so many
 TOP5 = ("test_top5_error_mean", "test_top5_error_std")
 # columns of numbers that a row may be without
 MAY_LACK = (*TOP5, "test_error_std", "final_error_std", "train_seconds_std", "time_saving")
@@ -32,16 +37,26 @@ def interval(values: Sequence[float]) -> tuple[float | None, float | None, float
 
 def times_differ(runs: Sequence[Run]) -> str | None:
     """Why the times of these runs cannot be compared; None if they can."""
-    for key in MACHINE:
-        found = sorted({str(e.get(key) or "unknown") for run in runs for e in work_on(run)})
-        if "unknown" in found or len(found) > 1:
+    work = [entry for run in runs for entry in work_on(run)]
+    on_gpu = all(entry.get("device") == "cuda" for entry in work)
+    for key in GPUS_MACHINE if on_gpu else MACHINE:
+        found = sorted({str(entry.get(key) or "unknown") for entry in work})
+        if len(found) > 1 or ("unknown" in found and key not in MAY_BE_UNKNOWN):
             return f"{key} {', '.join(found)}"
+    if shared := [entry for entry in work if entry.get("per_gpu", 1) != 1]:
+        return f"{shared[0]['per_gpu']} runs at once on a GPU"
     loads = [run.summary.get("other_load") for run in runs]
     if None in loads:
         return "load by other programs unknown"
-    if max(loads) - min(loads) > LOAD:
+    if max(loads) - min(loads) > LOAD and not (on_gpu and max(loads) <= IDLE * _cores(work)):
         return f"load by other programs {min(loads):.2f} to {max(loads):.2f} cores"
     return None
+
+
+def _cores(work: Sequence[dict[str, Any]]) -> int:
+    """The cores of the smallest machine; 0 where that is not known."""
+    counts = [entry.get("cores") for entry in work]
+    return min(count if type(count) is int else 0 for count in counts)
 
 
 def comparison(group: Group, reference: Group | None) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | 
         "the 95 % interval of Student's t; n is given where it is not that of the row.",
         "Time saved: 1 - the ratio of the seconds per epoch of the same pairs. Not comparable: "
         "device, processor, threads, processes or the load by other programs (by more than "
-        f"{LOAD:g} cores) differ or are unknown.",
+        f"{LOAD:g} cores) differ or are unknown. On a GPU threads do not count, nor does a load "
+        "that leaves half of the cores idle.",
         "Block evaluations saved: 1 - expected active blocks / blocks; 0 with masks per image, "
         "which save nothing.",
     ]

@@ -145,8 +145,8 @@ def _compose(
         composed = GlobalHydra.instance().config_loader().load_sweep_config(config, overrides)
     except Exception as error:
         raise ConfigError(explain(error)) from error
-    plain, folder = _resolve(composed, number)
-    other, other_folder = _resolve(composed, number + 1)
+    plain, folder = composed_as(composed, number)
+    other, other_folder = composed_as(composed, number + 1)
     if folder != other_folder or identity(plain) != identity(other):
         raise ConfigError(
             f"{folder} depends on hydra.job.num or hydra.job.id, which are others when a sweep "
@@ -164,7 +164,7 @@ def _compose(
     return Point(overrides, label, swept, plain, run, run.state())
 
 
-def _resolve(composed: DictConfig, number: int) -> tuple[dict[str, Any], Path]:
+def composed_as(composed: DictConfig, number: int) -> tuple[dict[str, Any], Path]:
     """The plain configuration of a point and its folder, as the job of that number."""
     with read_write(composed.hydra), open_dict(composed.hydra):
         composed.hydra.job.id = composed.hydra.job.num = number

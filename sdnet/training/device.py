@@ -4,8 +4,11 @@ import ctypes
 import logging
 import os
 import platform
+import shutil
 import sys
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -14,6 +17,8 @@ import torch
 from sdnet.models.fast import fused
 
 log = logging.getLogger(__name__)
+PER_GPU = "SDNET_PER_GPU"  # in the environment of runs of which several share a GPU: how many
+NVIDIA = Path("/proc/driver/nvidia/version")  # of a driver that is loaded
 DEFAULT_THREADS = torch.get_num_threads()  # a run before this one, in the same sweep, may change it
 
 
@@ -29,6 +34,8 @@ def resolve(name: str, local_rank: int | None = None) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu":
+            warn_of_idle_gpu()
     device = torch.device(name)
     if device.type == "cuda" and local_rank is not None:
         if device.index is not None:
@@ -41,6 +48,46 @@ def resolve(name: str, local_rank: int | None = None) -> torch.device:
             f"device(s); allowed are auto, cpu and cuda:<n>"
         )
     return device
+
+
+@cache  # once in a process
+def warn_of_idle_gpu() -> None:
+    """Says why torch, which finds no GPU, cannot use the one that this machine has."""
+    if not NVIDIA.exists() and shutil.which("nvidia-smi") is None:
+        return
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if torch.version.cuda is None:
+        why = f"torch {torch.__version__} is built without CUDA"
+    elif given is not None and given.strip() in ("", "-1"):
+        why = f"CUDA_VISIBLE_DEVICES={given} hides every GPU"
+    else:
+        why = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
+        try:
+            torch.cuda.init()
+        except Exception as error:  # e.g. that the driver is too old, and which version it is
+            why += f": {str(error).partition('. ')[0].strip()}"
+    log.warning(
+        "This machine has an NVIDIA driver, but the run is on the CPU, many times slower: torch "
+        "finds no GPU (%s). trainer.device=cpu is the CPU without this warning",
+        why,
+    )
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each GPU that this process may use.
+
+    The driver is asked for their number, and no GPU is touched.
+    """
+    if not torch.cuda.is_available():
+        return []
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is None:
+        return [str(number) for number in range(count)]
+    names = [name.strip() for name in given.split(",")]
+    # Of several parts of a GPU (MIG) a process sees the first alone; of other names those before
+    # the first that is not there.
+    return names if names[0].startswith("MIG-") else names[:count]
 
 
 def configure(device: torch.device, precision: str, threads: int | None, deterministic: bool):
@@ -190,10 +237,15 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What the timings of a run depend on: device, processor and its threads."""
+    """What the timings of a run depend on: device, processor and its threads.
+
+    Of a GPU also the processor that starts its work, with the cores that programs share there, and
+    how many runs share the GPU.
+    """
     name = platform.processor() or platform.machine()
+    name = torch.cpu.get_capabilities().get("cpu_name", name)
+    known = {"device": device.type, "device_name": name, "threads": torch.get_num_threads()}
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = torch.cpu.get_capabilities().get("cpu_name", name)
-    return {"device": device.type, "device_name": name, "threads": torch.get_num_threads()}
+        known |= {"device_name": torch.cuda.get_device_name(device), "processor": name}
+        known |= {"cores": psutil.cpu_count(), "per_gpu": int(os.environ.get(PER_GPU, "1"))}
+    return known

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,7 +16,9 @@ from PIL import Image
 from rich.console import Console
 
 from sdnet.__main__ import main
+from sdnet.analysis.collect import Run
 from sdnet.analysis.report import ReportError, write_report
+from sdnet.analysis.statistics import times_differ
 from sdnet.runs.shown import visible
 from tests import commands
 from tests.commands import Forked
@@ -486,6 +489,40 @@ def test_times_compare_only_on_equal_terms(tmp_path, summary, where, reason):
         assert (
             f"No figure of error against time: not all times are comparable ({reason})" in printed
         )
+
+
+GPU = {"device": "cuda", "device_name": "GPU X", "processor": "CPU X", "cores": 8, "per_gpu": 1}
+FORMER = {"device": "cuda", "device_name": "GPU X"}  # of runs that did not note their processor
+
+
+@pytest.mark.parametrize(
+    "one, other, loads, reason",
+    [
+        (GPU, {"threads": 7}, (0, 0), None),  # one thread starts a GPU's work
+        (GPU, {"device_name": "GPU Y"}, (0, 0), "device_name GPU X, GPU Y"),
+        (GPU, {"processor": "CPU Y"}, (0, 0), "processor CPU X, CPU Y"),
+        (GPU, {"processes": 2}, (0, 0), "processes 1, 2"),
+        (GPU, {"per_gpu": 3}, (0, 0), "3 runs at once on a GPU"),
+        (GPU | {"per_gpu": 3}, {}, (0, 0), "3 runs at once on a GPU"),  # not always as many
+        (GPU, {}, (0, 4.0), None),  # half of the cores are left
+        (GPU, {}, (0, 4.1), "load by other programs 0.00 to 4.10 cores"),
+        (GPU, {}, (4.1, 4.2), None),
+        (GPU, {"cores": 6}, (0, 4.0), "load by other programs 0.00 to 4.00 cores"),
+        (GPU, {"cores": "many"}, (0, 4.0), "load by other programs 0.00 to 4.00 cores"),
+        (FORMER, {}, (0, 0.25), None),
+        (FORMER, {}, (0, 0.3), "load by other programs 0.00 to 0.30 cores"),
+        (FORMER, {"processor": "CPU X"}, (0, 0), "processor CPU X, unknown"),
+        (FORMER, {"device": "cpu"}, (0, 0), "device cpu, cuda"),
+    ],
+)
+def test_times_on_gpus_depend_on_the_processor_and_on_a_load_that_leaves_it_no_core(
+    one, other, loads, reason
+):
+    runs = [
+        Run(Path(), {}, {"other_load": load}, {"threads": 1} | where, [])
+        for load, where in zip(loads, (one, one | other), strict=True)
+    ]
+    assert times_differ(runs) == times_differ(runs[::-1]) == reason
 
 
 def test_masks_per_image_save_nothing(tmp_path):

@@ -76,6 +76,43 @@ def test_a_device_is_that_of_the_name_or_of_the_process_or_refused(
         assert devices.resolve(name, local_rank) == torch.device(expected)
 
 
+@pytest.mark.parametrize(
+    "there, built_for, given, why",
+    [
+        ("driver", "13.0", None, "for CUDA 13.0: The driver is too old (found version 12020))"),
+        ("nvidia-smi", "13.0", "1", "for CUDA 13.0: The driver is too old (found"),
+        ("driver", "13.0", "", "CUDA_VISIBLE_DEVICES= hides every GPU"),
+        ("driver", "13.0", "-1", "CUDA_VISIBLE_DEVICES=-1 hides every GPU"),
+        ("driver", None, None, "is built without CUDA)"),
+        (None, "13.0", None, None),
+    ],
+)
+def test_a_gpu_that_torch_does_not_find_is_told_once_with_the_reason(
+    cuda, monkeypatch, caplog, tmp_path, there, built_for, given, why
+):
+    def init():
+        raise RuntimeError("The driver is too old (found version 12020). Please update it")
+
+    cuda(0)
+    devices.warn_of_idle_gpu.cache_clear()
+    driver = tmp_path / "version"
+    if there == "driver":
+        driver.touch()
+    monkeypatch.setattr(devices, "NVIDIA", driver)
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name if name == there else None)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+    assert devices.resolve("cpu") == CPU and caplog.messages == []  # as it was asked for
+    assert devices.resolve("auto") == devices.resolve("auto") == CPU
+    devices.warn_of_idle_gpu.cache_clear()
+    assert len(caplog.messages) == (why is not None)
+    assert why is None or why in caplog.messages[0]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_cuda_run_has_the_switches_of_its_settings(
@@ -228,8 +265,12 @@ def test_what_timings_depend_on_is_described(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"a card at {device}")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     assert devices.describe(CPU) == {"device": "cpu", "device_name": "a processor", "threads": 5}
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 24)
     card = {"device": "cuda", "device_name": "a card at cuda:1", "threads": 5}
-    assert devices.describe(torch.device("cuda:1")) == card
+    card |= {"processor": "a processor", "cores": 24}
+    assert devices.describe(torch.device("cuda:1")) == card | {"per_gpu": 1}
+    monkeypatch.setenv("SDNET_PER_GPU", "3")
+    assert devices.describe(torch.device("cuda:1")) == card | {"per_gpu": 3}
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     monkeypatch.setattr(devices.platform, "processor", lambda: "")
     monkeypatch.setattr(devices.platform, "machine", lambda: "a machine")
