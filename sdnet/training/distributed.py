@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -35,6 +36,7 @@ from sdnet.training.device import cuda_index
 log = logging.getLogger("sdnet")
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 10.0  # for a process to end by itself after rank 0 has
+LAST_SECONDS = 600.0  # for rank 0 to conclude a run, once all have computed it
 CONCLUDE_SECONDS = 120.0  # for rank 0 to find out that another one failed, and to conclude the run
 STARTED, ENDED, ERROR = "sdnet/started", "sdnet/ended", "sdnet/error"
 WELL, BADLY = b"well", b"badly"  # how rank 0 has ended
@@ -239,11 +241,29 @@ class World:
         if self.is_main:
             with suppress(Exception):
                 self.store.set(ENDED, WELL if well else BADLY)
-        while not self.has_ended():  # a scheduler may take the end of one for the end of all
-            time.sleep(POLL_SECONDS)
+        self._wait_for_the_first()
         with suppress(Exception):  # the store is gone, and rank 0 with it
             if well and self.store.get(ENDED) == WELL:
                 dist.destroy_process_group()
+
+    def _wait_for_the_first(self) -> None:
+        """Until rank 0 has ended: a scheduler may take the end of one for the end of all.
+
+        Where rank 0 was killed it never says so. Then this process ends some time after SIGTERM,
+        which torchrun sends, or at last by itself.
+        """
+        deadline = [time.monotonic() + LAST_SECONDS]
+
+        def hurry(number, frame):
+            deadline.append(time.monotonic() + GRACE_SECONDS)
+
+        before = signal.signal(signal.SIGTERM, hurry) if not self.is_main else None
+        while not self.has_ended():
+            if time.monotonic() > min(deadline):
+                os._exit(128 + signal.SIGTERM)
+            time.sleep(POLL_SECONDS)
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
     def _watch(self, left: threading.Event) -> None:
         """Ends this process where rank 0 has ended and cannot answer what this one waits for."""

@@ -312,9 +312,35 @@ def has_ended(world):
         return False
 
 distributed.World.has_ended, distributed.POLL_SECONDS = has_ended, 0.001
+distributed.World.is_broken = lambda world: False
 with distributed.joined("cpu") as world:
     world.meet()
 """
+
+
+WAITS = """
+import os, signal, threading
+import torch.distributed as dist
+from sdnet.training import distributed
+
+distributed.GRACE_SECONDS, distributed.POLL_SECONDS = 0.2, 0.01
+store = dist.HashStore()
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as after the last step
+if rank_0_ends:
+    signal.signal(signal.SIGALRM, lambda *_: store.set(distributed.ENDED, distributed.WELL))
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+world = distributed.World(1, 2, 1, store)
+threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGTERM)).start()
+world._leave(False)
+assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+"""
+
+
+@pytest.mark.parametrize("rank_0_ends, status", [(True, 0), (False, 128 + signal.SIGTERM)])
+def test_a_process_does_not_wait_for_a_first_one_that_was_killed(tmp_path, rank_0_ends, status):
+    process = commands.Forked(tmp_path, {}, exec, WAITS, {"rank_0_ends": rank_0_ends})
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status, err
 
 
 def test_a_process_that_asks_a_slow_store_at_the_end_does_not_abort():
