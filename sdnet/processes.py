@@ -51,6 +51,7 @@ def interrupt_quietly() -> None:
     """Has ^C end this process without a traceback: while libraries are imported."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    pass_over_warnings()
 
 
 def interrupt_as_usual() -> None:

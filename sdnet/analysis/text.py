@@ -18,7 +18,7 @@ from sdnet.analysis.groups import Group, plain
 from sdnet.analysis.statistics import LOAD, TOP5
 from sdnet.runs.shown import visible
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", *"\uff1d\uff0b\uff0d\uff20")  # in full width too
 NONE = "\N{EN DASH}"
 
 

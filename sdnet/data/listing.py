@@ -12,7 +12,7 @@ Listing = dict[str, list[tuple[str, int]]]  # the (file, label) pairs of each pa
 MEANT = ("val", "valid", "validation", "dev", "test", "tests", "testing", "eval", "evaluation")
 # Of a fingerprint: the sizes that are asked for, and the files whose first bytes are read.
 MOST_SIZES, MOST_STARTS, START = 100_000, 1000, 2**16
-THUMBNAILS = "@eaDir"  # in which a Synology NAS puts small copies
+NO_IMAGES = ("@eaDir", "__MACOSX")  # small copies on a Synology NAS, what a Mac's zip adds
 
 
 def list_folder(root: str) -> tuple[Path, list[str], Listing]:
@@ -38,6 +38,9 @@ def list_folder(root: str) -> tuple[Path, list[str], Listing]:
             f"root {str(root)!r} holds {others[0]}/, which would not be read: a validation or test "
             f"part must be called val/ or test/"
         )
+    unread = [d for d in _folders(folder) if d not in ("train", *held_out)]
+    if unread:
+        log.info("%s holds folders that are not read: %s", folder, ", ".join(unread))
     classes = _folders(folder / "train")
     walk = _Walk()
     try:
@@ -65,7 +68,7 @@ def _check_link(path: str | Path) -> None:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == THUMBNAILS  # ._0.png of a Mac's, .ipynb_checkpoints
+    return name.startswith(".") or name in NO_IMAGES  # ._0.png of a Mac's, .ipynb_checkpoints
 
 
 def _list_part(folder: Path, classes: list[str], walk: "_Walk") -> list[tuple[str, int]]:

@@ -105,7 +105,8 @@ def _explain(error: Exception, typed: list[str]) -> str:
 def _is_name(override: str) -> bool:
     """Whether an override chooses a member, or several, of a group: no for null or a number."""
     try:
-        value = OverridesParser.create().parse_override(override).value()
+        parsed = OverridesParser.create().parse_override(override)
+        value = "" if parsed.is_sweep_override() else parsed.value()
     except HydraException:
         return True  # of which Hydra itself says what is wrong
     return all(isinstance(name, str) for name in (value if isinstance(value, list) else [value]))

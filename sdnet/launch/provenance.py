@@ -167,6 +167,7 @@ def check_data(run: RunFolder, config: dict[str, Any], find: Callable[[dict], st
         find: the fingerprint of a configuration's data.
     """
     before = run.provenance().get("data") if run.holds_run() else None
+    before = before if isinstance(before, str) else None
     found = before
     if before is not None:
         with suppress(ConfigError):  # they are gone: of a run that is done nothing is wrong

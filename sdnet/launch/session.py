@@ -287,6 +287,9 @@ def _stop_on_signal(trainer: Trainer):
     warnings = [number for number in WARNINGS if callable(signal.getsignal(number))]
     handlers = dict.fromkeys(WARNINGS, save) | dict.fromkeys((signal.SIGINT, *warnings), stop)
     handlers[signal.SIGTERM] = save if warnings else stop
+    hangup = getattr(signal, "SIGHUP", None)  # the terminal is gone; nohup has it ignored
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
+        handlers[hangup] = stop
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -85,6 +85,13 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
             first = points.setdefault(point.run.path, point)
             if identity(first.config) != identity(point.config):
                 raise ConfigError(f"it has the folder of {first.label}: {point.run.path}")
+            if first.config["dataset"] != point.config["dataset"]:
+                marks = {build.fingerprint(each.config) for each in (first, point)}
+                if len(marks) > 1:
+                    raise ConfigError(
+                        f"it has the folder of {first.label}, but other images: data that differ "
+                        f"have another dataset.name=..."
+                    )
     if len(points) < len(every):
         log.info("%d combinations are %d runs", len(every), len(points))
     return list(points.values())

@@ -19,6 +19,7 @@ from sdnet.runs.shown import visible
 
 DIGEST = b"sdnet/blake2b:"  # before the digest, at the end of a checkpoint
 SIZE = 32  # bytes of a digest
+SEALED = "sealed"  # in a state whose file has a digest
 
 
 class Damaged(ValueError):
@@ -116,7 +117,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], previous: Path | None = N
 
     with replacing(path) as file:
         digesting = _Digesting(file)
-        torch.save(state, digesting)
+        torch.save(state | {SEALED: True}, digesting)
         file.write(DIGEST + digesting.digest.digest())
         if previous is not None and path.exists():
             _keep(path, previous)
@@ -143,17 +144,20 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     if not path.is_file():
         raise Damaged("it is no file")
-    check_digest(path)
+    has_digest = check_digest(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise Damaged("it holds something else than tensors and plain values") from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise Damaged("it is no whole checkpoint") from error
+    if isinstance(state, dict) and state.pop(SEALED, False) and not has_digest:
+        raise Damaged("its checksum is gone")
+    return state
 
 
-def check_digest(path: Path) -> None:
-    """Raises Damaged where a file's digest is not its own; one without any passes."""
+def check_digest(path: Path) -> bool:
+    """Whether a file has a digest; raises Damaged where it is not its own."""
     end = len(DIGEST) + SIZE
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -163,7 +167,7 @@ def check_digest(path: Path) -> None:
         mark = file.read(len(DIGEST))
         stored = file.read(SIZE)
         if mark != DIGEST:
-            return  # written by an earlier version, or by somebody else
+            return False  # written by an earlier version, or by somebody else
         file.seek(0)
         digest, left = hashlib.blake2b(digest_size=SIZE), size - end
         while left:
@@ -172,3 +176,4 @@ def check_digest(path: Path) -> None:
             left -= len(block)
     if digest.digest() != stored:
         raise Damaged("its checksum is not that of its content")
+    return True

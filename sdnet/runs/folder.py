@@ -12,9 +12,11 @@ Errors are percent, times seconds, sizes bytes. How files are written: `sdnet.ru
 """
 
 import csv
+import io
 import json
 import logging
 import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self._known: str | None = None  # the text of metrics.csv, in the process that writes it
 
     def create(self, config: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Makes the folder of a new run.
@@ -107,6 +110,9 @@ class RunFolder:
                 return
             self.provenance()
             summary = self.summary()
+            for name in ("status", "identity"):
+                if not isinstance(summary.get(name), str):
+                    raise Damaged(f"summary.json has no text {name}")
             lacking = [name for name in RESULT if type(summary.get(name)) not in (int, float)]
             if summary["status"] == "completed" and lacking:
                 raise Damaged(f"summary.json has no number {lacking[0]}")
@@ -162,7 +168,7 @@ class RunFolder:
     def remove_temporary(self) -> None:
         """Removes what a killed process left of files that it was writing."""
         for pattern in (".*.tmp", "checkpoints/*.tmp"):
-            for path in self.path.glob(pattern):
+            for path in filter(Path.is_file, self.path.glob(pattern)):
                 path.unlink()
 
     # -- plain files ------------------------------------------------------------------------------
@@ -209,24 +215,30 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, float | None]]:
         """The rows of metrics.csv as numbers; None where a cell is empty."""
-        file = self.path / "metrics.csv"
-        if not file.is_file():
-            return []
-        with file.open(newline="", encoding="utf-8") as lines:
-            return [
-                {k: float(v) if v else None for k, v in row.items()}
-                for row in csv.DictReader(lines)
-            ]
+        lines = io.StringIO(self.metrics(), newline="")
+        return [
+            {k: float(v) if v else None for k, v in row.items()} for row in csv.DictReader(lines)
+        ]
 
     def append_row(self, row: dict[str, float | None]) -> None:
         """Adds a row to metrics.csv; the file is replaced as a whole, so it is never half a row."""
-        text = self.metrics() or ",".join(COLUMNS) + "\n"
+        known, there = self._known, self._metrics_there()
+        if known is not None and known != there:
+            log.warning("%s/metrics.csv is not what was written: it is restored", self.path)
+        text = (there if known is None else known) or ",".join(COLUMNS) + "\n"
         columns = text.partition("\n")[0].split(",")  # a file that was begun keeps its own
         cells = ["" if row[c] is None else f"{row[c]:.8g}" for c in columns]
-        write_atomically(self.path / "metrics.csv", text + ",".join(cells) + "\n")
+        text += ",".join(cells) + "\n"
+        write_atomically(self.path / "metrics.csv", text)
+        if known is not None:
+            self._known = text
 
     def metrics(self) -> str:
-        """The text of metrics.csv, empty where there is none; kept in each checkpoint."""
+        """The text of metrics.csv as it was written, empty where there is none; kept in each
+        checkpoint."""
+        return self._metrics_there() if self._known is None else self._known
+
+    def _metrics_there(self) -> str:
         file = self.path / "metrics.csv"
         return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
@@ -239,7 +251,7 @@ class RunFolder:
         best = self.best()
         if best is not None and best["step"] > step:
             self.checkpoint("best").unlink()
-        text = self.metrics()
+        text = self._metrics_there()
         if metrics is not None:
             if not text.startswith(metrics):
                 log.warning("%s/metrics.csv is not what was written: it is restored", self.path)
@@ -250,6 +262,7 @@ class RunFolder:
             kept = head + "".join(line for line in lines if float(line.split(",")[at]) <= step)
         if kept != text:
             write_atomically(self.path / "metrics.csv", kept)
+        self._known = kept  # whatever becomes of the file while this process adds to it
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -260,6 +273,7 @@ class RunFolder:
         """Writes a checkpoint; of `last` the one before is kept as `previous`."""
         path = self.checkpoint(name)
         path.parent.mkdir(exist_ok=True)
+        state = state | {"identity": self.summary().get("identity")}
         save_checkpoint(path, state, self.checkpoint("previous") if name == "last" else None)
 
     def load_checkpoint(self, name: str = "last") -> dict[str, Any] | None:
@@ -268,7 +282,12 @@ class RunFolder:
         Raises:
             Damaged: what is there is not what was written.
         """
-        return load_checkpoint(self.checkpoint(name))
+        state = load_checkpoint(self.checkpoint(name))
+        if isinstance(state, dict) and self.holds_run():
+            own = self.summary().get("identity")
+            if state.pop("identity", own) != own:
+                raise Damaged("it is that of another run")
+        return state
 
     def newest(self) -> dict[str, Any] | None:
         """The state to resume from: the last one, or the previous one where that is damaged."""
@@ -305,5 +324,7 @@ class RunFolder:
         """Renames a damaged checkpoint, so that none is made from it; returns what to tell."""
         path = self.checkpoint(name)
         aside = path.with_name(f"{path.name}.damaged")
+        if aside.is_dir():
+            aside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.damaged")
         os.replace(path, aside)
         return f"{path} is damaged ({error}) and is now {aside.name}"

@@ -180,3 +180,13 @@ def test_a_fingerprint_is_that_of_names_and_sizes_wherever_the_folder_is(tmp_pat
         ),
     }
     assert len({first, *(made(name, change) for name, change in changes.items())}) == 7
+
+
+def test_folders_that_are_not_read_are_named(folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sdnet"), "propagate", True)
+    caplog.set_level(logging.INFO, logger="sdnet")
+    root = folder
+    (root / "holdout").mkdir()
+    (root / "train" / "__MACOSX").mkdir()
+    assert list_folder(str(root))[1] == ["a", "b"]
+    assert any("holds folders that are not read: holdout" in m for m in caplog.messages)

@@ -308,6 +308,44 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(folder, damage,
         assert folder.newest()["counters"]["step"] == 11 and not told
 
 
+def test_a_checkpoint_that_lost_its_digest_or_is_another_runs_is_not_believed(
+    folder, told, tmp_path
+):
+    other = RunFolder(tmp_path / "other")
+    other.create(changed("seed", 1), {})
+    other.save_checkpoint(state_at(22))
+    for step in (11, 22):
+        folder.save_checkpoint(state_at(step))
+    path, whole = folder.checkpoint(), folder.checkpoint().read_bytes()
+    mark = whole.rindex(b"sdnet/blake2b:")
+    spoilt = {
+        "its checksum is gone": [whole[:mark] + b"S" + whole[mark + 1 :], whole + bytes(512)],
+        "it is that of another run": [other.checkpoint().read_bytes()],
+    }
+    for why, contents in spoilt.items():
+        for content in contents:
+            path.write_bytes(content)
+            (path.parent / "last.pt.damaged").unlink(missing_ok=True)
+            assert folder.newest()["counters"]["step"] == 11
+            assert why in told.pop() and not told
+    (path.parent / "last.pt.damaged").unlink()
+    (path.parent / "last.pt.damaged").mkdir()
+    path.write_bytes(b"damaged")
+    assert folder.newest()["counters"]["step"] == 11  # set aside under another name
+
+
+def test_rows_are_whole_whatever_becomes_of_the_file_while_they_are_added(folder, told):
+    folder.drop_after(0)
+    file = folder.path / "metrics.csv"
+    for step, change in ((1, lambda: file.unlink()), (2, lambda: file.write_text("x")), (3, None)):
+        folder.append_row(row(step))
+        assert [r["step"] for r in folder.rows()] == list(range(1, step + 1))
+        if change:
+            change()
+    assert told == [f"{file} is not what was written: it is restored"] * 2
+    assert RunFolder(folder.path).rows() == folder.rows() and len(folder.rows()) == 3
+
+
 def test_with_no_sound_checkpoint_a_run_begins_anew_and_a_damaged_best_one_stops_nothing(
     folder, told
 ):
