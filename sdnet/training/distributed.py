@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,6 +45,18 @@ def _answered() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise Lost("another process of the run is gone") from error
+
+
+@lru_cache(maxsize=1)  # for `reduce`, which asks in each step
+def _parts(model: nn.Module) -> tuple[list[nn.Parameter], list[_BatchNorm]]:
+    """The parameters of a network, and its layers that keep statistics."""
+    modules = (m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats)
+    return list(model.parameters()), list(modules)
+
+
+def _in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
+    """A view of `tensor` whose axes come in the order in which those of `like` lie in memory."""
+    return tensor.permute(sorted(range(like.ndim), key=like.stride, reverse=True))
 
 
 def _all_reduce(tensor: Tensor, operation: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
@@ -117,11 +130,12 @@ class World:
         """
         if self.size == 1:
             return
-        tensors = [p.grad for p in model.parameters() if p.grad is not None]
+        parameters, norms = _parts(model)
+        # As they lie in memory: flattened otherwise, those in channels_last would be copied twice.
+        tensors = [_in_memory_order(p.grad, p) for p in parameters if p.grad is not None]
         statistics = [
             tensor
-            for m in model.modules()
-            if isinstance(m, _BatchNorm) and m.track_running_stats
+            for m in norms
             if m.weight is None or m.weight.grad is not None  # it took part in this step
             for tensor in (m.running_mean, m.running_var)
         ]
