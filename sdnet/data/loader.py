@@ -10,6 +10,7 @@ from sdnet import rng
 from sdnet.data.batches import Batches
 from sdnet.data.split import Split
 from sdnet.data.splits import Normalization
+from sdnet.models.gates import sent_to
 
 
 def augment(images: Tensor, shift_y: Tensor, shift_x: Tensor, flip: Tensor) -> Tensor:
@@ -88,11 +89,17 @@ class Loader(Batches):
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for i, rows in self.rows(epoch, start):
-            rows = torch.from_numpy(rows).to(self.device)
-            images = self._normalize(self.images[self.lies_at[rows]])
-            if self.seed is not None and (self.shift or self.flip):
+            numbers = rows[None]
+            augmented = self.seed is not None and (self.shift or self.flip)
+            if augmented:
                 drawn = self._draw(epoch * len(self) + i, self.size_of(i))
-                images = augment(images, *(values[self.share_of(i)] for values in drawn))
+                numbers = np.concatenate([numbers, drawn[:, self.share_of(i)]])
+            # One copy to the device, which the host does not wait for.
+            rows, *drawn = sent_to(self.device, torch.from_numpy(numbers))
+            images = self._normalize(self.images[self.lies_at[rows]])
+            if augmented:
+                shift_y, shift_x, flip = drawn
+                images = augment(images, shift_y, shift_x, flip.bool())
             images = images.permute(0, 3, 1, 2)  # NHWC in memory is what channels_last means
             if not self.channels_last:
                 images = images.contiguous()
@@ -101,10 +108,9 @@ class Loader(Batches):
     def _normalize(self, images: Tensor) -> Tensor:
         return images.float().sub_(self.mean).div_(self.std)
 
-    def _draw(self, step: int, n: int) -> list[Tensor]:
-        """Shifts down and right and flips of the n images of a step."""
+    def _draw(self, step: int, n: int) -> np.ndarray:
+        """Shifts down and right and flips (3, n) of the n images of a step."""
         random = rng.generator(self.seed, "augment", step)
         shifts = random.integers(-self.shift, self.shift, (2, n), endpoint=True)
         flips = (random.random(n) < 0.5) & self.flip
-        drawn = (shifts[0], shifts[1], flips)
-        return [torch.from_numpy(np.ascontiguousarray(d)).to(self.device) for d in drawn]
+        return np.concatenate([shifts, flips[None]])

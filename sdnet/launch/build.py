@@ -226,6 +226,8 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
     model = model.to(device, memory_format=layout)
+    if settings["compile"] is None:  # whose graphs count themselves
+        devices.count_on_cpu(model)
     try_network(model, data.image_shape, len(data.classes))
     if settings["compile"] is not None:
         from sdnet.models.compile import compile_branches

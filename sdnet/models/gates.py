@@ -26,6 +26,16 @@ OTHER_USE = (
 )
 
 
+def sent_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """A tensor on a device; the host does not wait for its copy to CUDA, nor for what runs there.
+
+    Such a copy comes from pinned memory, which torch keeps until the device has read it.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.contiguous().pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class Subset(NamedTuple):
     """The rows (k,) of a batch of `of` rows that a branch is run on; whole numbers, ascending."""
 
@@ -159,7 +169,11 @@ def stage_blocks(model: nn.Module) -> tuple[int, ...]:
 
 def granularity_of(model: nn.Module) -> str:
     """That of all gated modules of a model; ValueError where there are several."""
-    found = sorted({module.granularity for module in gated_modules(model)})
+    return _granularity(gated_modules(model))
+
+
+def _granularity(modules: Sequence[Gated]) -> str:
+    found = sorted({module.granularity for module in modules})
     if len(found) > 1:
         raise ValueError(f"granularity must be one for the model, got {found}")
     return found[0] if found else "batch"
@@ -178,7 +192,7 @@ class GateSampler:
     def __init__(self, model: nn.Module, seed: int):
         self.modules = gated_modules(model)
         self.seed = seed
-        self.granularity = granularity_of(model)
+        self.granularity = _granularity(self.modules)
 
     def draw(self, step: int, batch_size: int | Sequence[int]) -> Tensor:
         """Booleans on the CPU, True for open: (L,) for `batch`, (L, N) for `sample` and `subset`.
@@ -211,7 +225,9 @@ def _rank(values: np.ndarray) -> np.ndarray:
     return values.argsort(axis=1).argsort(axis=1)
 
 
-def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
+def set_gates(
+    model: nn.Module, gates: Tensor | Sequence | None, modules: Sequence[Gated] | None = None
+) -> None:
     """Puts gates on the gated modules of `model`, there to stay until the next call.
 
     Whatever puts it, or a copy of it, into training mode later meets them: torch's `update_bn` too.
@@ -220,12 +236,13 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
         model: any module that contains `Gated` ones.
         gates: (L,) booleans, or (L, N) for `sample` and `subset` granularity, in order of depth;
             None removes them, after which each module draws its own in training.
+        modules: the `Gated` ones, where they are known; else they are looked for.
 
     Raises:
         ValueError: another number of gates than modules, or of dimensions than their granularity;
             modules of different granularity.
     """
-    modules = gated_modules(model)
+    modules = gated_modules(model) if modules is None else modules
     if gates is None:
         gates = [None] * len(modules)
     else:
@@ -233,7 +250,7 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
         if gates.is_floating_point():
             raise ValueError("gates must be booleans, got floating-point numbers")
         gates = gates.bool()
-        granularity = granularity_of(model)
+        granularity = _granularity(modules)
         if gates.ndim != (1 if granularity == "batch" else 2):
             raise ValueError(
                 f"gates must be (L,) for granularity batch and (L, N) for sample and subset, "
@@ -248,7 +265,7 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
             if granularity == "subset":
                 gates = _subsets(gates.cpu(), device)
             else:
-                gates = gates.to(device, non_blocking=True)
+                gates = sent_to(device, gates)
     for module, gate in zip(modules, gates, strict=True):
         module.gate = gate
 
@@ -256,7 +273,7 @@ def set_gates(model: nn.Module, gates: Tensor | Sequence | None) -> None:
 def _subsets(gates: Tensor, device: torch.device) -> list[Subset]:
     """The open rows of each module, found on the CPU: a device need not say how many they are."""
     counts = gates.sum(1).tolist()
-    rows = gates.nonzero()[:, 1].to(device, non_blocking=True)
+    rows = sent_to(device, gates.nonzero()[:, 1])
     return [Subset(r, gates.shape[1]) for r in rows.split(counts)]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet.models.fast import fused
 
@@ -137,6 +139,17 @@ def keep_freed_memory() -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(mmap_max, 0)
             mallopt(trim_threshold, -1)
+
+
+def count_on_cpu(model: nn.Module) -> None:
+    """Puts on the CPU the number in which each BatchNorm counts its batches.
+
+    Nothing reads it but a checkpoint, and on CUDA to add one takes the host as long as to launch a
+    convolution.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None:
+            module.num_batches_tracked = module.num_batches_tracked.cpu()
 
 
 def fuse(device: torch.device, wanted: bool, channels_last: bool) -> None:

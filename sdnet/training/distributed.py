@@ -26,12 +26,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.elastic.utils.store import synchronize
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet import processes
 from sdnet.config.errors import ConfigError
 from sdnet.data.batches import share
 from sdnet.training.device import cuda_index
+from sdnet.training.flat import in_memory_order, parts_of
 
 log = logging.getLogger("sdnet")
 POLL_SECONDS = 0.2
@@ -149,11 +149,12 @@ class World:
         """
         if self.size == 1:
             return
-        tensors = [p.grad for p in model.parameters() if p.grad is not None]
+        parameters, norms = parts_of(model)
+        # As they lie in memory: flattened otherwise, those in channels_last would be copied twice.
+        tensors = [in_memory_order(p.grad, p) for p in parameters if p.grad is not None]
         statistics = [
             tensor
-            for m in model.modules()
-            if isinstance(m, _BatchNorm) and m.track_running_stats
+            for m in norms
             if m.weight is None or m.weight.grad is not None  # it took part in this step
             for tensor in (m.running_mean, m.running_var)
         ]

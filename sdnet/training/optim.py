@@ -98,7 +98,9 @@ def zero_skipped(optimizer: Optimizer) -> None:
     So weight decay and momentum act on a skipped block, as in the paper's code. Without it the
     optimizer passes the block over. The gradients must have been None before the pass.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    given = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    skipped = [parameter for parameter in given if parameter.grad is None]
+    for parameter in skipped:
+        parameter.grad = torch.empty_like(parameter)
+    if skipped:  # all at once: on CUDA a launch for each would cost as much as some blocks
+        torch._foreach_zero_([parameter.grad for parameter in skipped])

@@ -191,7 +191,7 @@ class Trainer:
 
     def backward(self, images: Tensor, labels: Tensor, gates: Tensor, size: int) -> Tensor:
         """Adds a part's share of the gradient; returns its loss, summed, and its wrong answers."""
-        set_gates(self.model, gates)
+        set_gates(self.model, gates, self.gates.modules)
         self.part = images
         with devices.autocast(self.device, self.settings["precision"]):
             logits = self.model(images)
