@@ -174,7 +174,7 @@ def _compose(
 def composed_as(composed: DictConfig, number: int) -> tuple[dict[str, Any], Path]:
     """The plain configuration of a point and its folder, as the job of that number."""
     with read_write(composed.hydra), open_dict(composed.hydra):
-        composed.hydra.job.id = composed.hydra.job.num = number
+        composed.hydra.job.num, composed.hydra.job.id = number, str(number)
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(composed)  # for ${hydra:...} in the folder's name
     try:
