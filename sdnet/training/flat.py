@@ -1,16 +1,20 @@
 """The tensors of a network as `World.reduce` sends them: found once, in the order of memory."""
 
-from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+Parts = tuple[list[nn.Parameter], list[_BatchNorm]]
+_known: WeakKeyDictionary[nn.Module, Parts] = WeakKeyDictionary()  # which keeps no network
 
-@lru_cache(maxsize=1)  # for `reduce`, which asks in each step
-def parts_of(model: nn.Module) -> tuple[list[nn.Parameter], list[_BatchNorm]]:
-    """The parameters of a network, and its layers that keep statistics."""
-    modules = (m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats)
-    return list(model.parameters()), list(modules)
+
+def parts_of(model: nn.Module) -> Parts:
+    """The parameters of a network, and its layers that keep statistics; asked for in each step."""
+    if model not in _known:
+        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        _known[model] = list(model.parameters()), norms
+    return _known[model]
 
 
 def in_memory_order(tensor: Tensor, like: Tensor) -> Tensor:
