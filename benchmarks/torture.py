@@ -231,7 +231,7 @@ class Reference:
 # -- what is done to them --------------------------------------------------------------------------
 
 
-def completed(reference: Reference, folder: Path, printed: str = "") -> str | None:
+def completed(reference: Reference, folder: Path) -> str | None:
     """Has a run complete; what went wrong, if anything."""
     status, printed = resumed(reference.case, folder)
     if status:
@@ -379,7 +379,7 @@ def trials(quick: bool, draw: random.Random, home: Path) -> Iterator[tuple[str, 
     cases = [CASES[0]] if quick else CASES
     references: dict[Case, Reference] = {}
 
-    def trial(case: Case, do: Callable, ready: Path | None = None) -> Callable:
+    def trial(case: Case, do: Callable) -> Callable:
         def carry_out(tally: Tally, folder: Path) -> str | None:
             if case not in references:
                 references[case] = Reference(case, home / "references")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,10 @@ from sdnet.config.values import as_meant, check
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import NOT_RESULT, canonical, determines_result, run_name
+
+PACKAGE = Path(__file__).parents[1]
+# In a wheel the settings are part of the package; in a checkout they are beside it.
+SETTINGS = next(f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir())
 
 
 def register_resolvers() -> None:
@@ -116,13 +121,11 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not folder.holds_run():
         raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
     stored = _stored(folder, config)
-    for name in sorted(set(config["trainer"]) - set(stored["trainer"])):
-        if determines_result(f"trainer.{name}"):
-            raise ConfigError(
-                f"resume={folder.path} was begun by an earlier version of sdnet: its configuration "
-                f"has no trainer.{name}; start a new run"
-            )
-        stored["trainer"][name] = config["trainer"][name]
+    if unknown := sorted(set(config["trainer"]) - set(stored["trainer"])):
+        raise ConfigError(
+            f"resume={folder.path} was begun by an earlier version of sdnet: its configuration has "
+            f"no trainer.{unknown[0]}; start a new run"
+        )
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         key = key.partition("@")[0]
@@ -151,7 +154,18 @@ def _stored(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
                 raise Damaged(f"config.yaml has no settings of {key}")
     except Damaged as error:
         raise ConfigError(f"resume={folder.path} is damaged: {error}") from error
-    return stored
+    return completed(stored)
+
+
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored configuration with what an earlier version had not in `trainer`, by its default.
+
+    Only where it changes no result: the run is the same one.
+    """
+    file = SETTINGS / "trainer" / "default.yaml"
+    defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
+    later = {k: v for k, v in defaults.items() if not determines_result(f"trainer.{k}")}
+    return stored | {"trainer": later | stored["trainer"]}
 
 
 def _select(config: dict[str, Any], path: str) -> Any:

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from pathlib import Path
 from traceback import walk_tb
 from typing import NoReturn
 
@@ -21,10 +20,6 @@ from sdnet.launch.provenance import remember_command
 from sdnet.runs.shown import visible
 
 VERSION = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # 1.4 wants none
-PACKAGE = Path(__file__).parents[1]
-# In a wheel the settings are part of the package; in a checkout they are beside it.
-SETTINGS = next(f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir())
-
 
 MISTAKES = (HydraException, OmegaConfBaseException)
 VALUED = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
@@ -37,7 +32,6 @@ def run_command() -> NoReturn:
     With HYDRA_FULL_ERROR=1 in the environment the traceback is shown instead.
     """
     processes.interrupt_as_usual()
-    processes.pass_over_warnings()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     if not full and not processes.is_main():  # the first process says what there is to say
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -50,7 +44,7 @@ def run_command() -> NoReturn:
     status: int | str = 0
     mistake = None
     try:
-        hydra.main(**VERSION, config_path=str(SETTINGS), config_name="config")(job)()
+        hydra.main(**VERSION, config_path=str(compose.SETTINGS), config_name="config")(job)()
     except SystemExit as ended:
         mistake = ended.__cause__ if full else None  # a job's, see there
         status = ended.code
@@ -90,7 +84,9 @@ def _explain(error: Exception, typed: list[str]) -> str:
         return explain(error)
     for word in typed:
         key, _, text = word.lstrip("+").partition("=")
-        members = sorted(file.stem for file in (SETTINGS / key).glob("*.yaml")) if key else []
+        members = (
+            sorted(file.stem for file in (compose.SETTINGS / key).glob("*.yaml")) if key else []
+        )
         if members and not _is_name(word):
             none = "; for none leave it out" if text == "null" else ""
             return f"{key} must be one of {', '.join(members)}, got {text}{none}"

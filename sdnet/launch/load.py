@@ -23,6 +23,7 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> "nn.Module":
         ModuleNotFoundError: a library is missing that runs need.
     """
     try:
+        from sdnet.config.compose import completed
         from sdnet.config.values import check
         from sdnet.launch import build
         from sdnet.models.gates import set_saved_survival
@@ -37,8 +38,8 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> "nn.Module":
     if not run.holds_run():
         raise ValueError(f"{folder} is not a run folder: it has no config.yaml")
     config = run.config()
-    if isinstance(config.get("trainer"), dict):  # a setting that came later than the first runs
-        config["trainer"].setdefault("eval_batch_size", None)
+    if isinstance(config.get("trainer"), dict):
+        config = completed(config)
     check(config)
     state = run.load_checkpoint(checkpoint)
     if state is None:

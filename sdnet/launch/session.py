@@ -67,8 +67,13 @@ def begin(run: RunFolder, config: dict[str, Any]) -> None:
         run.create(config, here | {"wandb_id": uuid.uuid4().hex[:8]})
 
 
-def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
+def finished(
+    run: RunFolder, config: dict[str, Any], find: Callable | None = None
+) -> dict[str, Any] | None:
     """The summary of a run in which nothing is left to do, which is told; None where there is.
+
+    Args:
+        find: as in `check_data`; None where the data were looked at before, for that takes time.
 
     Raises:
         RunError: the folder holds another run, or one that failed or diverged and is not to be
@@ -76,7 +81,8 @@ def finished(run: RunFolder, config: dict[str, Any]) -> dict[str, Any] | None:
     """
     try:
         run.check_identity(config)
-        check_data(run, config, build.fingerprint)
+        if find is not None:
+            check_data(run, config, find)
     except ValueError as error:
         raise RunError(str(error)) from error
     state = run.ended()  # where another process works on it, the lock will tell
@@ -108,7 +114,7 @@ def work(
     """
     if not world.is_main:
         return follow(config, world)
-    summary = finished(run, config)
+    summary = finished(run, config, build.fingerprint)
     if summary is None:
         log.info(place(run) + title(config))
         wandb_mode = build.build_wandb_mode(config)

@@ -74,7 +74,7 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
             holds another run.
     """
     compose.check_hydra(config.hydra)
-    points = {}
+    points, seen = {}, _Once()
     every = _expand(config, grid)
     common = set(every[0]).intersection(*every)
     for number, overrides in enumerate(_telling("planned", every)):
@@ -86,7 +86,8 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
             if identity(first.config) != identity(point.config):
                 raise ConfigError(f"it has the folder of {first.label}: {point.run.path}")
             if first.config["dataset"] != point.config["dataset"]:
-                marks = {build.fingerprint(each.config) for each in (first, point)}
+                both = (first.config, point.config)
+                marks = {seen.call(build.fingerprint, each, DATA) for each in both}
                 if len(marks) > 1:
                     raise ConfigError(
                         f"it has the folder of {first.label}, but other images: data that differ "
