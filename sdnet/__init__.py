@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sdnet.models.resnet import ResNet, make_stage, resnet_cifar, resnet_imagenet, tiny_resnet
     from sdnet.models.schedules import Constant, LinearDecay, Uniform, linear_drop_rates
     from sdnet.models.stochastic_depth import DropPath, StochasticDepth, stochastic_depth
+    from sdnet.models.surgery import add_stochastic_depth, restore_branches, skip_branches
 
 __all__ = [
     "BasicBlock",
@@ -21,13 +22,16 @@ __all__ = [
     "ResNet",
     "StochasticDepth",
     "Uniform",
+    "add_stochastic_depth",
     "linear_drop_rates",
     "load_run",
     "make_stage",
     "resnet_cifar",
     "resnet_imagenet",
+    "restore_branches",
     "set_gates",
     "set_survival",
+    "skip_branches",
     "stochastic_depth",
     "tiny_resnet",
 ]
@@ -38,6 +42,7 @@ _HOMES = {
     "models.resnet": ("ResNet", "make_stage", "resnet_cifar", "resnet_imagenet", "tiny_resnet"),
     "models.schedules": ("Constant", "LinearDecay", "Uniform", "linear_drop_rates"),
     "models.stochastic_depth": ("DropPath", "StochasticDepth", "stochastic_depth"),
+    "models.surgery": ("add_stochastic_depth", "restore_branches", "skip_branches"),
 }
 
 

@@ -1,21 +1,18 @@
 """What a network costs: parameters, multiply-adds, and how much of it stochastic depth expects."""
 
-import copy
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
-from sdnet.models.gates import gated_modules, granularity_of, stage_blocks
-
-COUNTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+from sdnet.models.gates import granularity_of
+from sdnet.models.layout import Layout, branch_modules
+from sdnet.models.macs import Macs
 
 
 @dataclass
 class BlockCost:
-    """One residual block; `branch_macs` are the multiply-adds per image a closed gate saves."""
+    """One residual branch; `branch_macs` are the multiply-adds per image a closed gate saves."""
 
     stage: int
     survival: float
@@ -26,7 +23,7 @@ class BlockCost:
 
 @dataclass
 class Cost:
-    """A network's cost per image in one forward pass; multiply-adds of the layers in `COUNTED`."""
+    """A network's cost per image in one forward pass; see `Macs`."""
 
     blocks: list[BlockCost]
     parameters: int
@@ -52,35 +49,15 @@ class Cost:
 
 
 def network_cost(model: nn.Module, image_shape: Sequence[int]) -> Cost:
-    """The cost of a network with gated blocks for images (C, H, W); it is not changed.
-
-    A block's shortcut is what it calls `downsample`, all else its branch. One image is computed
-    on the model's device; on the meta device, nothing.
-    """
-    # By hooks: torch's FlopCounterMode gives the same numbers, but like most operations on the meta
-    # device it imports torch's compiler first, which takes longer than the image.
-    model = copy.deepcopy(model).eval()
-    macs = Counter()
-
-    def count(layer: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        macs[layer] += output.numel() * layer.weight[0].numel()
-
-    def macs_in(module: nn.Module | None) -> int:
-        return 0 if module is None else sum(macs[layer] for layer in module.modules())
-
-    for module in model.modules():
-        if isinstance(module, COUNTED):
-            module.register_forward_hook(count)
-    with torch.no_grad():
-        model(torch.zeros(1, *image_shape, device=next(model.parameters()).device))
-    stages = [s for s, count in enumerate(stage_blocks(model), start=1) for _ in range(count)]
-    blocks = []
-    for stage, block in zip(stages, gated_modules(model), strict=True):
-        shortcut = macs_in(getattr(block, "downsample", None))
-        branch = macs_in(block) - shortcut
-        blocks.append(BlockCost(stage, block.survival, _parameters(block), branch, shortcut))
-    return Cost(blocks, _parameters(model), macs.total(), granularity_of(model))
+    """The cost of a network with gates for images (C, H, W); see `Macs`. It is not changed."""
+    layout, macs = Layout(model), Macs(model, image_shape)
+    modules, saved = branch_modules(model), macs.of_gates()
+    blocks = [
+        BlockCost(stage, gate.survival, _parameters(model, modules[gate]), *saved[gate])
+        for stage, gate in zip(layout.stages, layout.gates, strict=True)
+    ]
+    return Cost(blocks, _parameters(model, [""]), macs.total, granularity_of(model))
 
 
-def _parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _parameters(model: nn.Module, paths: Sequence[str]) -> int:
+    return sum(p.numel() for path in paths for p in model.get_submodule(path).parameters())

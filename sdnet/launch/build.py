@@ -129,29 +129,29 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int, sche
 
 def _check_blocks(model, schedule) -> None:
     """Finds what the trainer would, of a network or a schedule of one's own."""
-    from sdnet.models.gates import gated_modules, stage_blocks
-    from sdnet.models.schedules import survival_of
+    from sdnet.models.gates import gated_modules
+    from sdnet.models.layout import Layout
 
     if not gated_modules(model):
         raise ConfigError(
             f"model._target_ must make a network with blocks that can be skipped, subclasses of "
             f"sdnet.models.gates.Gated such as BasicBlock; {type(model).__name__} has none"
         )
-    blocks = stage_blocks(model)
+    layout = Layout(model)
     for progress in (0.0, 0.5, 1.0):
         try:
-            survival_of(schedule, blocks, progress)
+            layout.survival(schedule, progress)
         except Exception as error:
-            called = f"called with {blocks}, {progress} it fails"
+            called = f"called with {layout.stage_blocks}, {progress} it fails"
             raise ConfigError(f"schedule: {called}: {error}") from error
 
 
 def planned(model, schedule):
     """The network with the survival that its blocks have on average over the training."""
-    from sdnet.models.gates import set_survival, stage_blocks
-    from sdnet.models.schedules import mean_survival
+    from sdnet.models.gates import set_survival
+    from sdnet.models.layout import Layout
 
-    set_survival(model, mean_survival(schedule, stage_blocks(model)))
+    set_survival(model, Layout(model).mean_survival(schedule))
     return model
 
 

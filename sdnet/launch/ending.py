@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from sdnet.data.readers import ReadersLost
-from sdnet.models.schedules import mean_survival, survival_of
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
 from sdnet.training.trainer import Trainer
@@ -59,10 +58,11 @@ def figures_of(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, A
     from sdnet.analysis import plots
 
     paths = [run.figures / "survival.png"]
-    schedule, blocks = trainer.schedule, trainer.stage_blocks
-    ends = [survival_of(schedule, blocks, progress) for progress in (0.0, 1.0)]
+    schedule, layout = trainer.schedule, trainer.layout
+    ends = [layout.survival(schedule, progress) for progress in (0.0, 1.0)]
     changing = ends if ends[0] != ends[1] else []
-    plots.plot_survival(mean_survival(schedule, blocks), blocks, name, paths[0], changing)
+    mean = layout.mean_survival(schedule)
+    plots.plot_survival(mean, layout.stage_gates, name, paths[0], changing)
     rows = run.rows()
     if rows:
         paths.append(run.figures / "curves.png")

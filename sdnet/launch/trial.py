@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from sdnet import rng
 from sdnet.config.errors import ConfigError, one_line
 from sdnet.data.batches import part_sizes
-from sdnet.models.gates import gated_modules, granularity_of, set_gates, stage_blocks, subset_size
-from sdnet.models.schedules import survival_of
+from sdnet.models.gates import gated_modules, granularity_of, set_gates, subset_size
+from sdnet.models.layout import Layout
 from sdnet.training.optim import factor_of
 
 
@@ -95,8 +95,8 @@ def check_least_rows(
     size, accumulate = settings["batch_size"], settings["accumulate"]
     steps = {min(size, images), images % size or size}
     n = min(n for step in steps for p in part_sizes(step, size, accumulate, processes) for n in p)
-    blocks = stage_blocks(model)
-    ends = [survival_of(schedule, blocks, progress) for progress in (0.0, 1.0)]
+    layout = Layout(model)
+    ends = [layout.survival(schedule, progress) for progress in (0.0, 1.0)]
     subset = granularity_of(model) == "subset"
     open_rows = [subset_size(n, min(p)) if subset else n for p in zip(*ends, strict=True)]
     if min(open_rows) > 1:

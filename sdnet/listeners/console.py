@@ -159,7 +159,7 @@ def opening_lines(config: dict[str, Any], trainer: Trainer, wandb_mode: str) -> 
         device = f"{trainer.world.size} processes on {device}"
     kept = {"offline": "offline (wandb sync uploads it)", "disabled": "off"}
     return [
-        f"network       {parameters:,} parameters, {sum(trainer.stage_blocks)} blocks; "
+        f"network       {parameters:,} parameters, {len(trainer.layout.gates)} blocks; "
         f"{trainer.epochs} epochs of {trainer.steps_per_epoch} steps",
         f"data          {', '.join(sizes)}, {loaders['test'].count:,} test images",
         f"computed on   {device}; W&B {kept.get(wandb_mode, wandb_mode)}",

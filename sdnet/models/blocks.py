@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sdnet.models.checks import check_choice
 from sdnet.models.fast import fused
 from sdnet.models.gates import Gated
+from sdnet.models.rows import add_rows, take_rows
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 ORDERS = ("post", "pre")
@@ -26,29 +27,6 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
     """A convolution that keeps the size (at stride 1), without bias: a BatchNorm follows it."""
     padding = kernel_size // 2
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, bias=False)
-
-
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Rows (k,) of x (N, C, H, W), in the memory format of x."""
-    there, back = _axes_in_memory(x)
-    return x.permute(there).index_select(0, rows).permute(back)
-
-
-def add_rows(x: Tensor, branch: Tensor, rows: Tensor, weight: float) -> Tensor:
-    """x (N, C, H, W) plus `weight` times `branch` (k, C, H, W) in the rows (k,), all different."""
-    there, back = _axes_in_memory(x)
-    branch = branch.to(x.dtype).permute(there)
-    return x.permute(there).index_add(0, rows, branch, alpha=weight).permute(back)
-
-
-def _axes_in_memory(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The order of a tensor's axes in memory, and the way back.
-
-    torch's functions of rows keep channels_last only where they see it as (N, H, W, C).
-    """
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return (0, 2, 3, 1), (0, 3, 1, 2)
-    return (0, 1, 2, 3), (0, 1, 2, 3)
 
 
 class PadShortcut(nn.Module):

@@ -157,16 +157,6 @@ def gated_modules(model: nn.Module) -> list[Gated]:
     return [module for module in model.modules() if isinstance(module, Gated)]
 
 
-def stage_blocks(model: nn.Module) -> tuple[int, ...]:
-    """The gated modules per stage: those directly inside one module, e.g. an nn.Sequential."""
-    counts: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Gated):
-            stage = name.rpartition(".")[0]
-            counts[stage] = counts.get(stage, 0) + 1
-    return tuple(counts.values())
-
-
 def granularity_of(model: nn.Module) -> str:
     """That of all gated modules of a model; ValueError where there are several."""
     return _granularity(gated_modules(model))

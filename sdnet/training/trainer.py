@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from sdnet.data.batches import part_sizes
 from sdnet.data.loader import Loader
-from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival, stage_blocks
-from sdnet.models.schedules import mean_survival, survival_of
+from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival
+from sdnet.models.layout import Layout
 from sdnet.runs.folder import RunFolder, select
 from sdnet.training import device as devices
 from sdnet.training.counters import Counters, Diverged, Interrupted
@@ -54,7 +54,7 @@ class Trainer:
     ):
         self.model = model
         self.schedule = schedule
-        self.stage_blocks = stage_blocks(model)
+        self.layout = Layout(model)
         self.optimizer = optimizer
         self.lr_schedule = lr_schedule
         self.loaders = loaders
@@ -173,7 +173,7 @@ class Trainer:
 
     def set_survival(self, progress: float) -> None:
         """Follows the schedule, which may change with the fraction of training done."""
-        survival = survival_of(self.schedule, self.stage_blocks, progress)
+        survival = self.layout.survival(self.schedule, progress)
         if survival != self.survival:  # most schedules never change: leave the blocks alone
             set_survival(self.model, survival)
             self.survival = survival
@@ -318,7 +318,7 @@ class Trainer:
             "seconds_per_epoch": train_seconds * self.steps_per_epoch / counters.step
             if counters.step
             else None,
-            "expected_active_blocks": sum(mean_survival(self.schedule, self.stage_blocks)),
+            "expected_active_blocks": sum(self.layout.mean_survival(self.schedule)),
             "mean_active_blocks": counters.active / counters.step if counters.step else None,
             "blocks": len(gated_modules(self.model)),
             "granularity": self.gates.granularity,

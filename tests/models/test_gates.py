@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sdnet import BasicBlock, GateSampler, resnet_cifar, set_gates
-from sdnet.models.gates import GRANULARITIES, Gated, set_survival, stage_blocks
+from sdnet.models.gates import GRANULARITIES, Gated, set_survival
 
 SURVIVAL = [1.0, 0.95, 0.8, 0.5, 0.2, 0.05]
 
@@ -259,17 +259,6 @@ def test_gates_for_another_number_of_rows_than_the_batch_are_an_error(granularit
 def test_gated_refuses_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         Gated(*options)
-
-
-def test_blocks_inside_one_module_are_a_stage():
-    def block():
-        return BasicBlock(4, 4)
-
-    assert stage_blocks(resnet_cifar(20)) == (3, 3, 3)
-    assert stage_blocks(nn.Sequential(block(), block())) == (2,)
-    nested = nn.Sequential(nn.Sequential(block()), block(), nn.ModuleList([block(), block()]))
-    assert stage_blocks(nested) == (1, 1, 2)
-    assert stage_blocks(nn.Linear(2, 2)) == ()
 
 
 @pytest.mark.parametrize("ndim", [2, 3, 4, 5])

@@ -1,0 +1,100 @@
+"""The gate that stands in a foreign network where its drop-path module was."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdnet.models.gates import Gated
+from sdnet.models.rows import add_rows, take_rows
+
+
+class Gate(Gated):
+    """A gate for a residual branch of somebody else's block; see `sdnet.skip_branches`.
+
+    The block, rewritten, calls `add_branch` where its sum was. It has no parameters.
+
+    Args:
+        survival, granularity, rescale: see `Gated`.
+        passes: the module is called where it stands, in the branch's midst, and gives back what it
+            gets; the sum is in another module. Else a call in training is an error: nobody weights.
+        kept: what stood here before.
+    """
+
+    def __init__(
+        self,
+        survival: float,
+        granularity: str,
+        rescale: str,
+        passes: bool = False,
+        kept: Any = None,
+    ):
+        super().__init__(survival, granularity, rescale)
+        self.passes = passes
+        self.kept = (kept,)  # in a tuple: no child
+        self.compiled: Callable | None = None  # what runs instead of the branch's function
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.passes:
+            raise RuntimeError(
+                "this gate is called as a module, by code that sdnet.skip_branches did not "
+                "rewrite: its branch would be added without a weight"
+            )
+        return x
+
+    def add_branch(
+        self,
+        shortcut: Tensor,
+        branch: Callable[..., Tensor],
+        block: nn.Module,
+        inputs: tuple[Any, ...],
+        with_rows: tuple[bool, ...],
+        overwritten: bool,
+    ) -> Tensor:
+        """shortcut + weight * branch(block, *inputs); with a closed gate nothing of it runs.
+
+        Args:
+            shortcut: (N, ...).
+            inputs: what the branch reads.
+            with_rows: which of them have a row for each of the shortcut's, and are cut to the rows
+                that a `subset` gate leaves open.
+            overwritten: whether what is returned will be changed in place. Then it is never the
+                shortcut itself, which may be needed in the backward pass.
+
+        Raises:
+            ValueError: an input of a `subset` branch without a row for each of the shortcut's, or a
+                sum of another shape than the shortcut.
+        """
+        branch = self.compiled or branch
+        weight, rows = self.branch_weight(shortcut)
+        if isinstance(weight, float) and not weight:
+            return shortcut.clone() if overwritten else shortcut
+        if rows is None:
+            out = branch(block, *inputs)
+            if isinstance(weight, float):
+                total = torch.add(shortcut, out, alpha=weight)
+            else:
+                total = shortcut + out * weight
+            if not isinstance(total, torch.fx.Proxy) and total.shape != shortcut.shape:
+                raise ValueError(
+                    f"{type(block).__name__}: its shortcut {tuple(shortcut.shape)} is stretched to "
+                    f"{tuple(total.shape)} by the branch: without the branch it would not be"
+                )
+            return total
+        n = len(shortcut)
+        given = []
+        for value, has_rows in zip(inputs, with_rows, strict=True):
+            if has_rows and isinstance(value, Tensor):
+                if value.ndim == 0 or len(value) != n:
+                    raise ValueError(
+                        f"{type(block).__name__}: its branch reads {tuple(value.shape)} where the "
+                        f"batch has {n} rows: granularity must be batch or sample, got subset"
+                    )
+                value = take_rows(value, rows)
+            given.append(value)
+        out = branch(block, *given)
+        both = torch.result_type(shortcut, out)
+        out = out.expand(len(rows), *shortcut.shape[1:])
+        assert isinstance(weight, float)
+        return add_rows(shortcut.to(both), out, rows, weight)

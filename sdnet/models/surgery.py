@@ -1,0 +1,331 @@
+"""Real skipping for residual networks of anybody: timm's, torchvision's, one's own.
+
+Those compute every branch and multiply it by zero. `skip_branches` puts each branch that ends in
+such a module behind a gate, in place: the same parameters under the same names, and a closed gate
+runs nothing.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from torch import nn
+
+from sdnet.models.checks import check_choice, check_drop_rate
+from sdnet.models.gated_sum import Gate
+from sdnet.models.gates import GRANULARITIES, RESCALES, Gated, gated_modules, set_survival
+from sdnet.models.layout import Layout
+from sdnet.models.macs import shares_of
+from sdnet.models.rewrite import (
+    ADDED,
+    ADDED_NAME,
+    AGAIN,
+    CONTAINERS,
+    original_class,
+    put_back,
+    rewrite,
+    tail,
+)
+from sdnet.models.stochastic_depth import DropPath, StochasticDepth
+
+RATES = ("drop_prob", "p", "drop_rate")
+KNOWN = {"timm.layers.drop": ("DropPath",), "torchvision.ops": ("StochasticDepth",)}
+# Blocks without such a module whose sum `add_stochastic_depth` knows to be that of the paper.
+BLOCKS = {
+    "torchvision.models.resnet": ("BasicBlock", "Bottleneck"),
+    "torchvision.models.vision_transformer": ("EncoderBlock",),
+    "torchvision.models.regnet": ("ResBottleneckBlock",),
+    "timm.models.resnet": ("BasicBlock", "Bottleneck"),
+}
+DropTypes = Sequence[type] | Mapping[type, str]
+
+
+class Skip(NamedTuple):
+    """What became of one residual branch.
+
+    Attributes:
+        module: path of its gate in the network; of its drop-path module where it has none.
+        survival: probability that it is run.
+        share: of the network's multiply-adds, which a closed gate saves; None where not measured.
+        reason: why it could not be cut out, and stays as it was; None for a gate.
+    """
+
+    module: str
+    survival: float
+    share: float | None = None
+    reason: str | None = None
+
+
+def skip_branches(
+    model: nn.Module,
+    *,
+    granularity: str = "batch",
+    rescale: str = "train",
+    schedule: Callable[..., Iterable[float]] | None = None,
+    drop_types: DropTypes = (),
+    strict: bool = True,
+    input_shape: Sequence[int] | None = None,
+) -> list[Skip]:
+    """Puts each residual branch that ends in a drop-path module behind a gate, in place.
+
+    Known are timm's DropPath, torchvision's StochasticDepth and sdnet's. Parameters, `state_dict`
+    and what the network gives in evaluation stay as they are. In training nothing of a branch runs
+    whose gate is closed (`batch`), or it runs on some rows alone (`subset`).
+
+    Args:
+        model: any network; what is replaced is the drop-path module and its block's `forward`.
+        granularity, rescale: see `sdnet.models.gates.Gated`. With `train`, as the modules have it,
+            a timm DropPath with scale_by_keep=False stays without scale.
+        schedule: gives each block its survival, both branches of a block the same; by default
+            each module's own rate stays.
+        drop_types: classes of one's own, which drop a row of their input with the probability in
+            their attribute `drop_prob`, `p` or `drop_rate`; or a dict from the class to the name.
+        strict: whether a branch that cannot be cut out is an error, before anything is changed.
+            Else it stays as it was, and its row says why.
+        input_shape: (C, H, W) of an image: then the rows have shares of the multiply-adds.
+
+    Returns:
+        A row for each branch, in order of depth.
+
+    Raises:
+        ValueError: there is no such branch, or one cannot be cut out: which, and why.
+    """
+    check_choice("granularity", granularity, GRANULARITIES)
+    check_choice("rescale", rescale, RESCALES)
+    rates = _rates_of(drop_types)
+    with _all_or_nothing(model):
+        blocks = _put_gates(model, rates, granularity, rescale)
+        if not blocks:
+            raise ValueError(_nothing_found(model))
+        refused = _cut_all(model, blocks, strict)
+        return _rows(model, schedule, input_shape, refused)
+
+
+def add_stochastic_depth(
+    model: nn.Module,
+    schedule: Callable[..., Iterable[float]],
+    *,
+    granularity: str = "batch",
+    rescale: str = "train",
+    block_types: Sequence[type] = (),
+    strict: bool = True,
+    input_shape: Sequence[int] | None = None,
+) -> list[Skip]:
+    """Puts the branches of residual blocks that have no drop-path module behind gates, in place.
+
+    Known are the blocks of torchvision's and timm's ResNets, of torchvision's RegNet and ViT. A
+    branch is what is added to the block's input, or to its shortcut.
+
+    Args:
+        schedule: gives each block its survival; see `sdnet.models.schedules`.
+        block_types: classes of blocks of one's own; each sum in them of two things computed from
+            their input is that of a branch and a shortcut, and the branch takes more modules.
+        granularity, rescale, strict, input_shape: see `skip_branches`.
+
+    Returns, Raises: as `skip_branches`.
+    """
+    check_choice("granularity", granularity, GRANULARITIES)
+    check_choice("rescale", rescale, RESCALES)
+    if not callable(schedule):
+        raise ValueError(
+            f"schedule must be a survival schedule, e.g. LinearDecay(), got {schedule!r}"
+        )
+    types = (*block_types, *_imported(BLOCKS))
+    with _all_or_nothing(model):
+        blocks = {name: m for name, m in model.named_modules() if isinstance(m, types)}
+        if not blocks:
+            raise ValueError(
+                f"{type(model).__name__} has no residual block that add_stochastic_depth knows: "
+                f"block_types= names one's own"
+            )
+        for block in blocks.values():
+            gate = Gate(1.0, granularity, rescale, kept=ADDED)
+            block.register_module(ADDED_NAME, gate.train(block.training))
+        refused = _cut_all(model, blocks, strict)
+        return _rows(model, schedule, input_shape, refused)
+
+
+def restore_branches(model: nn.Module) -> int:
+    """Undoes `skip_branches` and `add_stochastic_depth`; returns how many gates there were.
+
+    Raises:
+        ValueError: another library has changed a block's class since, as `fully_shard` does.
+    """
+    blocks = [block for block in model.modules() if original_class(block) is not None]
+    for block in blocks:
+        if "cut_of" not in vars(type(block)):
+            raise ValueError(f"{type(block).__name__} was changed by others after skip_branches")
+    for block in blocks:
+        block.__class__ = original_class(block)
+    gates = {path: gate for path, gate in model.named_modules() if isinstance(gate, Gate)}
+    for path, gate in gates.items():
+        if gate.kept != (AGAIN,):  # those go with the first of their module
+            put_back(model, path)
+    return len(gates)
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    if any(isinstance(module, Gate) for module in model.modules()):
+        raise ValueError(f"the branches of {type(model).__name__} have gates already")
+    try:
+        yield
+    except BaseException:
+        restore_branches(model)
+        raise
+
+
+# Which modules drop, and with which rate.
+
+
+def _rates_of(drop_types: DropTypes) -> dict[type, str | None]:
+    """Classes of modules that drop, and where they keep their rate; None: in one of `RATES`."""
+    own = dict(drop_types) if isinstance(drop_types, Mapping) else dict.fromkeys(drop_types)
+    for kind in own:
+        if not isinstance(kind, type) or not issubclass(kind, nn.Module):
+            raise ValueError(f"drop_types must be classes of modules, got {kind!r}")
+    return {**own, **dict.fromkeys([DropPath, StochasticDepth, *_imported(KNOWN)])}
+
+
+def _imported(known: Mapping[str, Sequence[str]]) -> list[type]:
+    """Those classes whose module this process has imported: no other can be in a network."""
+    loaded = {name: sys.modules[name] for name in known if name in sys.modules}
+    return [getattr(loaded[name], kind) for name in loaded for kind in known[name]]
+
+
+def _rate(name: str, module: nn.Module, attribute: str | None) -> float:
+    """The drop rate of a module.
+
+    Raises:
+        ValueError: it has none, or none that leaves something.
+    """
+    for key in RATES if attribute is None else (attribute,):
+        if getattr(module, key, None) is not None:
+            return check_drop_rate(f"{name}.{key}", getattr(module, key))
+    raise ValueError(
+        f"{name}: {type(module).__name__} has no attribute {' or '.join(RATES)}: "
+        f"drop_types={{{type(module).__name__}: 'its name'}} says which one is its drop rate"
+    )
+
+
+def _put_gates(
+    model: nn.Module, rates: dict[type, str | None], granularity: str, rescale: str
+) -> dict[str, nn.Module]:
+    """Puts gates where modules drop; returns the blocks, by name, whose `forward` calls them.
+
+    Where a block's rate is zero, timm has an Identity, or None, instead. Other blocks of that class
+    tell.
+    """
+    kinds = tuple(rates)
+    blocks: dict[str, nn.Module] = {}
+    drops: list[tuple[nn.Module, str, str]] = []  # parent, name, path
+    for path, module in model.named_modules():
+        if isinstance(module, kinds) and path:
+            holder = _holder(model, path)
+            if isinstance(model.get_submodule(holder), Gated):
+                continue
+            blocks[holder] = model.get_submodule(holder)
+            parent, _, name = path.rpartition(".")
+            drops.append((model.get_submodule(parent), name, path))
+    idle = {(type(parent), name) for parent, name, _ in drops if type(parent) not in CONTAINERS}
+    for path, module in model.named_modules():
+        for kind, name in idle:
+            before = getattr(module, name, False)
+            if type(module) is kind and (before is None or type(before) is nn.Identity):
+                drops.append((module, name, f"{path}.{name}".lstrip(".")))
+                blocks[path] = module
+    for parent, name, path in drops:
+        module = getattr(parent, name)
+        survival, scaling = 1.0, rescale
+        if isinstance(module, kinds):
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise ValueError(f"{path} has hooks, which a gate would not call")
+            kind = next(kind for kind in rates if isinstance(module, kind))
+            survival = 1.0 - _rate(path, module, rates[kind])
+            if rescale == "train" and getattr(module, "scale_by_keep", True) is False:
+                scaling = "none"
+        gate = Gate(survival, granularity, scaling, kept=module).train(parent.training)
+        setattr(parent, name, gate)
+    return {name: m for name, m in model.named_modules() if name in blocks}
+
+
+def _holder(model: nn.Module, path: str) -> str:
+    """The nearest module above whose own `forward` may call what is at `path`."""
+    while True:
+        path = path.rpartition(".")[0]
+        if not path or type(model.get_submodule(path)) not in CONTAINERS:
+            return path
+
+
+def _nothing_found(model: nn.Module) -> str:
+    name = type(model).__name__
+    if gated_modules(model):
+        return f"the blocks of {name} skip their branches already"
+    return (
+        f"{name} has no residual branch that ends in a DropPath or StochasticDepth module: build "
+        f"it with a drop-path rate above 0, name your own classes by drop_types=, or see "
+        f"add_stochastic_depth"
+    )
+
+
+# Cutting the blocks.
+
+
+def _cut_all(model: nn.Module, blocks: dict[str, nn.Module], strict: bool) -> list[Skip]:
+    """Rewrites blocks, the inner ones first; returns what could not be cut out."""
+    _check_used_once(model, blocks)
+    refused: list[Skip] = []
+    pending = set(blocks)
+    while pending:
+        name = max(pending, key=lambda path: (path.count(".") + bool(path), path))
+        pending.remove(name)
+        block = model.get_submodule(name)
+        reasons = rewrite(block)
+        end = tail(block)
+        if end is not None and name:
+            pending.add(_holder(model, name))  # where the sum is
+        elif end is not None:
+            reasons[end] = "what it gives is the network's result: there is no sum"
+        for path, reason in reasons.items():
+            gate = block.get_submodule(path)
+            assert isinstance(gate, Gate)
+            full = f"{name}.{path}".lstrip(".")
+            if strict:
+                raise ValueError(f"the branch that ends in {full} cannot be cut out: {reason}")
+            refused.append(Skip(full, gate.survival, None, reason))
+            put_back(block, path)
+    if not any(isinstance(module, Gate) for module in model.modules()):
+        found = f". {refused[0].module}: {refused[0].reason}" if refused else ""
+        raise ValueError(f"no residual branch of {type(model).__name__} can be cut out{found}")
+    return refused
+
+
+def _check_used_once(model: nn.Module, blocks: dict[str, nn.Module]) -> None:
+    names: dict[int, str] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if any(module is block for block in blocks.values()):
+            first = names.setdefault(id(module), name)
+            if first != name:
+                raise ValueError(
+                    f"{first} and {name} are one module that is used twice, and each use would "
+                    f"need gates of its own: give each its own module, e.g. by copy.deepcopy"
+                )
+
+
+def _rows(
+    model: nn.Module,
+    schedule: Callable[..., Iterable[float]] | None,
+    input_shape: Sequence[int] | None,
+    refused: list[Skip],
+) -> list[Skip]:
+    if schedule is not None:
+        layout = Layout(model)
+        set_survival(model, layout.survival(schedule))
+    shares = {} if input_shape is None else shares_of(model, input_shape)
+    rows = [
+        Skip(name, module.survival, shares.get(module))
+        for name, module in model.named_modules()
+        if isinstance(module, Gated)
+    ]
+    return rows + refused
