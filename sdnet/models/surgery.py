@@ -13,11 +13,8 @@ from typing import NamedTuple
 from torch import nn
 
 from sdnet.models.checks import check_choice, check_drop_rate
-from sdnet.models.gated_sum import Gate
-from sdnet.models.gates import GRANULARITIES, RESCALES, Gated, gated_modules, set_survival
-from sdnet.models.layout import Layout
-from sdnet.models.macs import shares_of
-from sdnet.models.rewrite import (
+from sdnet.models.cutting.gate import Gate
+from sdnet.models.cutting.rewrite import (
     ADDED,
     ADDED_NAME,
     AGAIN,
@@ -27,6 +24,9 @@ from sdnet.models.rewrite import (
     rewrite,
     tail,
 )
+from sdnet.models.gates import GRANULARITIES, RESCALES, Gated, gated_modules, set_survival
+from sdnet.models.layout import Layout
+from sdnet.models.macs import shares_of
 from sdnet.models.stochastic_depth import DropPath, StochasticDepth
 
 RATES = ("drop_prob", "p", "drop_rate")
@@ -38,7 +38,8 @@ BLOCKS = {
     "torchvision.models.regnet": ("ResBottleneckBlock",),
     "timm.models.resnet": ("BasicBlock", "Bottleneck"),
 }
-DropTypes = Sequence[type] | Mapping[type, str]
+Kind = type[nn.Module]
+DropTypes = Sequence[Kind] | Mapping[Kind, str]
 
 
 class Skip(NamedTuple):
@@ -108,7 +109,7 @@ def add_stochastic_depth(
     *,
     granularity: str = "batch",
     rescale: str = "train",
-    block_types: Sequence[type] = (),
+    block_types: Sequence[Kind] = (),
     strict: bool = True,
     input_shape: Sequence[int] | None = None,
 ) -> list[Skip]:
@@ -157,7 +158,7 @@ def restore_branches(model: nn.Module) -> int:
         if "cut_of" not in vars(type(block)):
             raise ValueError(f"{type(block).__name__} was changed by others after skip_branches")
     for block in blocks:
-        block.__class__ = original_class(block)
+        block.__class__ = original_class(block) or type(block)
     gates = {path: gate for path, gate in model.named_modules() if isinstance(gate, Gate)}
     for path, gate in gates.items():
         if gate.kept != (AGAIN,):  # those go with the first of their module
@@ -179,7 +180,7 @@ def _all_or_nothing(model: nn.Module) -> Iterator[None]:
 # Which modules drop, and with which rate.
 
 
-def _rates_of(drop_types: DropTypes) -> dict[type, str | None]:
+def _rates_of(drop_types: DropTypes) -> dict[Kind, str | None]:
     """Classes of modules that drop, and where they keep their rate; None: in one of `RATES`."""
     own = dict(drop_types) if isinstance(drop_types, Mapping) else dict.fromkeys(drop_types)
     for kind in own:
@@ -188,7 +189,7 @@ def _rates_of(drop_types: DropTypes) -> dict[type, str | None]:
     return {**own, **dict.fromkeys([DropPath, StochasticDepth, *_imported(KNOWN)])}
 
 
-def _imported(known: Mapping[str, Sequence[str]]) -> list[type]:
+def _imported(known: Mapping[str, Sequence[str]]) -> list[Kind]:
     """Those classes whose module this process has imported: no other can be in a network."""
     loaded = {name: sys.modules[name] for name in known if name in sys.modules}
     return [getattr(loaded[name], kind) for name in loaded for kind in known[name]]
@@ -210,7 +211,7 @@ def _rate(name: str, module: nn.Module, attribute: str | None) -> float:
 
 
 def _put_gates(
-    model: nn.Module, rates: dict[type, str | None], granularity: str, rescale: str
+    model: nn.Module, rates: dict[Kind, str | None], granularity: str, rescale: str
 ) -> dict[str, nn.Module]:
     """Puts gates where modules drop; returns the blocks, by name, whose `forward` calls them.
 
@@ -231,8 +232,8 @@ def _put_gates(
     idle = {(type(parent), name) for parent, name, _ in drops if type(parent) not in CONTAINERS}
     for path, module in model.named_modules():
         for kind, name in idle:
-            before = getattr(module, name, False)
-            if type(module) is kind and (before is None or type(before) is nn.Identity):
+            before = getattr(module, name, False) if type(module) is kind else False
+            if before is None or type(before) is nn.Identity:
                 drops.append((module, name, f"{path}.{name}".lstrip(".")))
                 blocks[path] = module
     for parent, name, path in drops:

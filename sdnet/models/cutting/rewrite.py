@@ -9,12 +9,14 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from sdnet.models import cut
-from sdnet.models.cut import Branch, CannotCut
-from sdnet.models.gated_sum import Gate
+from sdnet.models.cutting.branch import Branch, of_drop, of_sum, sums
+from sdnet.models.cutting.gate import Gate
+from sdnet.models.cutting.nodes import result
+from sdnet.models.cutting.source import Writer
+from sdnet.models.cutting.trace import CannotCut, Trace, trace
 
 ADDED, AGAIN = "added", "again"  # a gate's `kept`: no module stood there; for its second call
 ADDED_NAME = "branch_gate"
@@ -42,13 +44,13 @@ def rewrite(block: nn.Module) -> dict[str, str]:
     if not paths and not ends:
         return {}
     try:
-        traces = [cut.trace(block, training) for training in (True, False)]
+        traces = [trace(block, training) for training in (True, False)]
     except CannotCut as error:
         return dict.fromkeys([*paths, *ends.values()], str(error))
     if traces[0].text == traces[1].text:
         traces = traces[:1]
     reasons: dict[str, str] = {}
-    found = [_branches(block, trace.graph, paths, ends, reasons) for trace in traces]
+    found = [_branches(block, t.graph, paths, ends, reasons) for t in traces]
     for path in paths:
         if path not in reasons and not block.get_submodule(path).passes:
             used = [any(b.gate == path for b in branches) for branches in found]
@@ -123,12 +125,12 @@ def _branches(
 ) -> list[Branch]:
     """The branches of one trace; puts into `reasons` why others cannot be cut out."""
     if any(block.get_submodule(path).kept == (ADDED,) for path in paths):
-        wanted = [(node, _numbered(paths[0], k)) for k, node in enumerate(cut.sums(graph), 1)]
-        find: Callable[..., Branch] = cut.of_sum
+        wanted = [(node, _numbered(paths[0], k)) for k, node in enumerate(sums(graph), 1)]
+        find: Callable[..., Branch] = of_sum
         if not wanted:
             reasons[paths[0]] = "its forward adds nothing to its input or to a shortcut"
     else:
-        wanted, find = [], cut.of_drop
+        wanted, find = [], of_drop
         called = {path: path for path in paths} | ends
         for node in graph.nodes:
             if node.op == "call_module" and node.target in called:
@@ -151,7 +153,7 @@ def _branches(
 
 
 def _is_result(graph: Graph, node: Node) -> bool:
-    return cut.result(graph) is node and len(node.users) == 1
+    return result(graph) is node and len(node.users) == 1
 
 
 def _numbered(path: str, number: int) -> str:
@@ -179,9 +181,9 @@ def _ensure(block: nn.Module, path: str) -> None:
 # The class of a rewritten block.
 
 
-def _assign(block: nn.Module, traces: list[cut.Trace], cuts: list[list[Branch]]) -> None:
+def _assign(block: nn.Module, traces: list[Trace], cuts: list[list[Branch]]) -> None:
     own = type(block)
-    writers = [cut.Writer(block, t.graph, b) for t, b in zip(traces, cuts, strict=True)]
+    writers = [Writer(block, t.graph, b) for t, b in zip(traces, cuts, strict=True)]
     sources = [writer.source() for writer in writers]
     known = [tuple((name, id(value)) for name, value in w.known.items()) for w in writers]
     by_default = any(t.by_default for t in traces)
@@ -211,48 +213,56 @@ def _class(own: type, cuts: list[Callable], layers: dict, by_default: bool) -> t
         if not self.training and _all_whole(self, paths):
             return own.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
         if by_default:
-            _check_defaults(own, self, args, kwargs)
+            args, kwargs = _without_defaults(own, self, args, kwargs), {}
         return (in_training if self.training else in_evaluation)(self, *args, **kwargs)
 
     def deepcopied(self: Any, memo: dict) -> Any:
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        made.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return made
+        copied = _blank(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def reduced(self: Any, protocol: Any) -> tuple:
-        state = super(made, self).__reduce_ex__(protocol)[2]
+        reduce: Any = own.__reduce_ex__
+        state = reduce(self, protocol)[2]
         return _blank, (own,), state, None, None, _filled
 
     known = {"forward": forward, "__deepcopy__": deepcopied, "__reduce_ex__": reduced}
     named = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-    made = type(own.__name__, (own,), known | named | {"branch_layers": layers, "cut_of": own})
-    return made
+    return type(own.__name__, (own,), known | named | {"branch_layers": layers, "cut_of": own})
 
 
 def _all_whole(block: nn.Module, paths: tuple[str, ...]) -> bool:
     """Whether in evaluation the gates of a block leave its branches as they are."""
-    gates = [block.get_submodule(path) for path in paths]
+    gates: list[Any] = [block.get_submodule(path) for path in paths]
     return all(not gate.training and gate.weight_in_evaluation() == 1.0 for gate in gates)
 
 
-def _check_defaults(own: type, block: nn.Module, args: tuple, kwargs: dict) -> None:
-    signature = inspect.signature(own.forward)  # type: ignore[attr-defined]
-    given = signature.bind(block, *args, **kwargs).arguments
-    for name, value in given.items():
-        default = signature.parameters[name].default
-        if default is not inspect.Parameter.empty and value is not default and value != default:
+def _without_defaults(own: type, block: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    """The arguments without those that have their default anyway.
+
+    Raises:
+        ValueError: one has not.
+    """
+    parameters = inspect.signature(own.forward)  # type: ignore[attr-defined]
+    needed = []
+    for name, value in list(parameters.bind(block, *args, **kwargs).arguments.items())[1:]:
+        default = parameters.parameters[name].default
+        if default is inspect.Parameter.empty:
+            needed.append(value)
+        elif value is not default and (isinstance(value, Tensor) or value != default):
             raise ValueError(
                 f"{own.__name__}.forward: its branches were cut out for {name}={default!r}, got "
                 f"{value!r}: what it computes depends on that"
             )
+    return tuple(needed)
 
 
-def _blank(own: type) -> Any:
+def _blank(own: Any) -> Any:
     return own.__new__(own)
 
 
-def _filled(block: nn.Module, state: Any) -> None:
+def _filled(block: Any, state: Any) -> None:
     """Ends the unpickling of a block: it is rewritten as it was."""
     block.__setstate__(state)
     reasons = rewrite(block)

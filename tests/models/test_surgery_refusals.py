@@ -1,0 +1,404 @@
+"""What cannot be cut out is refused, with the module and the reason; what is unusual works."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sdnet import (
+    DropPath,
+    LinearDecay,
+    StochasticDepth,
+    Uniform,
+    add_stochastic_depth,
+    resnet_cifar,
+    restore_branches,
+    set_gates,
+    skip_branches,
+)
+from sdnet.models.gates import gated_modules, set_survival
+
+
+class Block(nn.Module):
+    """x + drop(f(x)); subclasses change a part of it."""
+
+    def __init__(self, rate=0.5):
+        super().__init__()
+        self.f, self.drop = nn.Linear(4, 4), DropPath(rate)
+
+    def forward(self, x):
+        return x + self.drop(self.f(x))
+
+
+class UsedOutside(Block):
+    def forward(self, x):
+        y = self.f(x)
+        return x + self.drop(y), y
+
+
+class ScaledAfter(Block):
+    def forward(self, x):
+        return x + self.f(self.drop(self.f(x)))
+
+
+class NothingAlone(Block):
+    def forward(self, x):
+        y = self.f(x)
+        return y + self.drop(y)
+
+
+class Twice(Block):
+    def forward(self, x):
+        y = self.drop(self.f(x))
+        return x + y + y
+
+
+class Subtracted(Block):
+    def forward(self, x):
+        return x - self.drop(self.f(x))
+
+
+class AddedToNumber(Block):
+    def forward(self, x):
+        return x * (1 + self.drop(self.f(x)))
+
+
+class Alone(Block):
+    def forward(self, x):
+        return self.drop(self.f(x))
+
+
+class Flow(Block):
+    def forward(self, x):
+        return x + self.drop(self.f(x)) if x.sum() > 0 else x
+
+
+class Makes(Block):
+    def forward(self, x):
+        return x + self.drop(self.f(x) + torch.arange(4.0))
+
+
+class OverwritesInput(Block):
+    def forward(self, x):
+        return x + self.drop(self.f(F.relu_(x.view(-1, 4))))
+
+
+class OverwritesBetween(Block):
+    def forward(self, x):
+        x = x * 1.0
+        y = self.drop(self.f(x))
+        return x.mul_(2.0) + y
+
+
+class OnlyInTraining(Block):
+    def forward(self, x):
+        return x + self.drop(self.f(x)) if self.training else x + self.f(x)
+
+
+def by_hand():
+    block = Block()
+    block.forward = lambda x: x
+    return block
+
+
+def hooked():
+    block = Block()
+    block.drop.register_forward_hook(lambda *_: None)
+    return block
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (UsedOutside(), "f in its branch is also used by the block's result"),
+        (ScaledAfter(), "between it and the sum comes f, which is no mere scale"),
+        (NothingAlone(), "no module is called for it alone"),
+        (Twice(), "its result is used 2 times"),
+        (Subtracted(), "between it and the sum comes sub"),
+        (AddedToNumber(), "what it is added to is no tensor"),
+        (nn.Sequential(nn.Sequential(Alone())), "there is no sum"),
+        (Flow(), "torch.fx cannot trace it: TraceError"),
+        (Makes(), "it makes a tensor that does not follow from its input"),
+        (OverwritesInput(), "relu_ in its branch changes the branch's input in place"),
+        (OverwritesBetween(), "mul_ changes in place what its branch reads"),
+        (OnlyInTraining(), "in evaluation its block does not call it"),
+        (by_hand(), "its forward was replaced by hand"),
+        (hooked(), "has hooks"),
+        (nn.Sequential(DropPath(0.1), nn.Linear(4, 4)), "in the midst of an nn.Sequential"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_branch_that_cannot_be_cut_out_is_named_and_nothing_is_changed(block, reason):
+    net = nn.Sequential(Block(), block)
+    before = repr(net), [type(m) for m in net.modules()]
+    with pytest.raises(ValueError, match=reason) as raised:
+        skip_branches(net)
+    assert "1." in str(raised.value)  # its path
+    assert (repr(net), [type(m) for m in net.modules()]) == before
+    if "hooks" not in reason:
+        rows = skip_branches(net, strict=False)
+        assert [row.module for row in rows if row.reason is None] == ["0.drop"]
+        assert [row.module for row in rows if row.reason] and reason in rows[-1].reason
+        assert len(gated_modules(net)) == 1
+
+
+def test_a_network_without_such_a_branch_is_refused():
+    with pytest.raises(ValueError, match="Sequential has no residual branch that ends in a"):
+        skip_branches(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="the blocks of ResNet skip their branches already"):
+        skip_branches(resnet_cifar(8))
+    net = nn.Sequential(Block())
+    skip_branches(net)
+    with pytest.raises(ValueError, match="have gates already"):
+        skip_branches(net)
+    with pytest.raises(ValueError, match="no residual block that add_stochastic_depth knows"):
+        add_stochastic_depth(nn.Sequential(nn.Linear(2, 2)), Uniform(0.5))
+    with pytest.raises(ValueError, match="no residual branch of Sequential can be cut out"):
+        skip_branches(nn.Sequential(Twice()), strict=False)
+
+
+def test_a_block_that_is_used_twice_is_refused():
+    shared = Block()
+    with pytest.raises(ValueError, match="0 and 2 are one module that is used twice"):
+        skip_branches(nn.Sequential(shared, Block(), shared))
+
+
+@pytest.mark.parametrize(
+    "options", [{"granularity": "row"}, {"rescale": "both"}, {"drop_types": [Block()]}]
+)
+def test_arguments_are_checked_by_name(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        skip_branches(nn.Sequential(Block()), **options)
+
+
+# What works.
+
+
+class Own(nn.Module):
+    """A drop-path module of one's own."""
+
+    def __init__(self, chance):
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, x):
+        return x
+
+
+def test_drop_types_of_ones_own():
+    net = nn.Sequential(Block(), Block())
+    net[0].drop = Own(0.25)
+    with pytest.raises(ValueError, match=r"0\.drop: Own has no attribute drop_prob or p or drop_r"):
+        skip_branches(net, drop_types=[Own])
+    rows = skip_branches(net, drop_types={Own: "chance"})
+    assert [(row.module, row.survival) for row in rows] == [("0.drop", 0.75), ("1.drop", 0.5)]
+    net[0].drop.survival = 1.0
+    restore_branches(net)
+    assert isinstance(net[0].drop, Own) and net[0].drop.chance == 0.25
+
+
+class Tail(nn.Module):
+    """The drop-path module ends a branch that is a module of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), StochasticDepth(0.5))
+        self.more = nn.ModuleList([Alone(), nn.Sequential(nn.Sequential(Alone()))])
+
+    def forward(self, x):
+        x = x + self.branch(x)
+        for branch in self.more:
+            x = branch(x) + x
+        return x
+
+
+@pytest.mark.parametrize(
+    "copied", [lambda net: net, copy.deepcopy, lambda n: pickle.loads(pickle.dumps(n))]
+)
+def test_a_branch_may_end_in_a_module_whose_sum_is_above(copied):
+    net = nn.Sequential(Tail()).double()
+    x = torch.randn(3, 4).double()
+    expected = copy.deepcopy(net).eval()(x)
+    rows = skip_branches(net, rescale="none")
+    assert [row.module for row in rows] == ["0.branch.2", "0.more.0.drop", "0.more.1.0.0.drop"]
+    net = copied(net)
+    assert torch.equal(net.eval()(x), expected)
+    set_gates(net.train(), [True] * 3)
+    assert torch.equal(net(x), expected)
+    set_gates(net, [False] * 3)
+    assert net(x) is x
+    set_gates(net, [False, True, False])
+    assert torch.equal(net(x), x + net[0].more[0].f(x))
+    assert restore_branches(net) == 3
+    assert torch.equal(net.eval()(x), expected)
+
+
+class WithArguments(Block):
+    def forward(self, x, scale=None, shift=0.0, *, twice=False):
+        y = self.f(x)
+        if scale is not None:
+            y = y * scale
+        return x + self.drop(y + shift)
+
+
+class HandsOn(Block):
+    def forward(self, x, bias=None):
+        return x + self.drop(F.linear(self.f(x), self.f.weight, bias))
+
+
+def test_arguments_with_a_default_are_handed_on_or_refused():
+    x, bias = torch.randn(3, 4), torch.randn(4)
+    for block, given in ((HandsOn(), {"bias": bias}), (HandsOn(), {})):
+        net = nn.Sequential(block)
+        expected = copy.deepcopy(block).eval()(x, **given)
+        skip_branches(net, rescale="none")
+        set_gates(net, [True])
+        assert torch.equal(block(x, **given), expected)
+    block = WithArguments()
+    skip_branches(nn.Sequential(block), rescale="none")
+    block(x), block(x, None), block(x, shift=0.0)
+    with pytest.raises(ValueError, match="its branches were cut out for scale=None, got"):
+        block(x, bias)
+    block.eval()(x, bias)  # as it is written
+
+
+class InTraining(Block):
+    def forward(self, x):
+        return x + self.drop(self.f(F.dropout(x, 0.5, self.training)))
+
+
+@pytest.mark.parametrize("rescale", ["train", "eval"])
+def test_what_a_block_does_in_training_alone_stays_there(rescale):
+    block = InTraining()
+    skip_branches(nn.Sequential(block), rescale=rescale)
+    x = torch.ones(8, 4)
+    weight = 0.5 if rescale == "eval" else 1.0
+    assert torch.allclose(block.eval()(x), x + weight * block.f(x))
+    set_gates(block.train(), [True])
+    assert not torch.equal(block(x), block(x))
+
+
+def test_a_module_that_does_not_scale_stays_so():
+    block = Block()
+    block.drop = DropPath(0.5, scale_by_keep=False)
+    skip_branches(nn.Sequential(block))
+    set_gates(block, [True])
+    x = torch.randn(3, 4)
+    assert torch.equal(block(x), x + block.f(x))
+
+
+def test_evaluation_scales_where_it_is_asked_to():
+    net = nn.Sequential(Block(), Block())
+    plain = copy.deepcopy(net).eval()
+    skip_branches(net, rescale="eval", schedule=Uniform(0.25))
+    x = torch.randn(3, 4)
+    expected = x
+    for block in plain:
+        expected = expected + 0.25 * block.f(expected)
+    torch.testing.assert_close(net.eval()(x), expected)
+
+
+def test_a_schedule_gives_blocks_their_survival_and_rows_their_share():
+    net = nn.Sequential(*(Block() for _ in range(4)), nn.Flatten(), nn.Linear(4, 16))
+    rows = skip_branches(net, schedule=LinearDecay(0.2), input_shape=(4,))
+    assert [row.survival for row in rows] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    assert [row.share for row in rows] == [1 / 8] * 4
+
+
+class Zero(nn.Module):
+    def __init__(self, rate):
+        super().__init__()
+        self.f, self.drop = nn.Linear(4, 4), DropPath(rate) if rate else nn.Identity()
+
+    def forward(self, x):
+        return x + self.drop(self.f(x))
+
+
+def test_a_block_whose_rate_is_zero_has_a_gate_too():
+    net = nn.Sequential(Zero(0.0), Zero(0.1))
+    assert [row.survival for row in skip_branches(net)] == [1.0, 0.9]
+    set_survival(net, [0.5, 0.5])
+    set_gates(net, [False, False])
+    x = torch.randn(3, 4)
+    assert net(x) is x
+    restore_branches(net)
+    assert isinstance(net[0].drop, nn.Identity)
+
+
+def test_the_same_gates_when_activations_are_computed_again():
+    net = nn.Sequential(Block(), Block())
+    skip_branches(net)
+    x = torch.randn(6, 4, requires_grad=True)
+    for gates in ([True, False], [False, True]):
+        set_gates(net, gates)
+        found = []
+        for run in (net, lambda x: checkpoint(net, x, use_reentrant=False)):
+            net.zero_grad()
+            out = run(x)
+            out.square().sum().backward()
+            found.append([out, *(p.grad for p in net.parameters())])
+        for one, other in zip(*found, strict=True):
+            assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_a_sum_that_is_overwritten_is_never_the_shortcut():
+    class Post(Block):
+        def forward(self, x):
+            return F.relu(x + self.drop(self.f(x)), inplace=True)
+
+    net = nn.Sequential(nn.Sigmoid(), Post())
+    skip_branches(net)
+    set_gates(net, [False])
+    x = torch.randn(3, 4, requires_grad=True)
+    net(x).sum().backward()  # without a copy: RuntimeError
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample", "subset"])
+def test_under_autocast_the_sum_has_the_type_that_it_had(granularity):
+    plain, x = nn.Sequential(Block()), torch.randn(6, 4)
+    net = copy.deepcopy(plain)
+    skip_branches(net, granularity=granularity)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net(x).dtype == plain(x).dtype
+        assert net(x.bfloat16()).dtype == plain(x.bfloat16()).dtype
+
+
+class Stretches(Block):
+    def forward(self, x):
+        return x.mean(0, keepdim=True) + self.drop(self.f(x))
+
+
+class Regrouped(Block):
+    def forward(self, x):
+        pairs = x.view(-1, 2, 4)
+        return x + self.drop(self.f(pairs).view(-1, 4))
+
+
+def test_what_shapes_alone_show_is_refused_when_it_runs():
+    net = nn.Sequential(Stretches())
+    skip_branches(net)
+    set_gates(net, [True])
+    with pytest.raises(ValueError, match="is stretched to"):
+        net(torch.randn(6, 4))
+
+    class Outside(Block):
+        def forward(self, x):
+            pairs = x.view(-1, 2, 4)
+            return pairs.view(-1, 4) + self.drop(self.f(pairs).view(-1, 4))
+
+    net = nn.Sequential(Outside())
+    skip_branches(net, granularity="subset")
+    with pytest.raises(ValueError, match="granularity must be batch or sample, got subset"):
+        net(torch.randn(6, 4))
+
+
+def test_a_gate_that_other_code_calls_is_no_silent_identity():
+    net = nn.Sequential(Block())
+    skip_branches(net)
+    with pytest.raises(RuntimeError, match="would be added without a weight"):
+        net[0].drop(torch.randn(3, 4))
