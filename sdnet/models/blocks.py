@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sdnet.models.checks import check_choice
 from sdnet.models.fast import fused
 from sdnet.models.gates import Gated
-from sdnet.models.rows import add_rows, take_rows
+from sdnet.models.rows import add_rows, split_rows
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu}
 ORDERS = ("post", "pre")
@@ -147,10 +147,9 @@ class ResidualBlock(Gated):
     def forward(self, x: Tensor) -> Tensor:
         weight, rows = self.branch_weight(x)
         if rows is not None and isinstance(weight, float):
-            branch = self.branch(take_rows(x, rows))
-            total = add_rows(self.shortcut(x), branch, rows, weight)
-            # A view, which to overwrite would cost copies in the backward pass.
-            return total if self.order == "pre" else ACTIVATIONS[self.activation](total)
+            x, taken = split_rows(x, rows)
+            branch = self.branch(taken)
+            return self._finish(add_rows(self.shortcut(x), branch, rows, weight))
         if not isinstance(weight, float):
             return self._finish(self.shortcut(x) + self.branch(x) * weight)
         if weight and self._fused():

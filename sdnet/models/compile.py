@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sdnet.models.blocks import ResidualBlock
+from sdnet.models.cutting.gate import Gate
 from sdnet.models.gates import gated_modules
+from sdnet.models.layout import branch_modules
 
 # Graphs that a shape of block may have. Nine are known: training, its recomputation and evaluation,
 # each for many rows, for fewer than 16 (on CPUs torch computes those another way) and for one.
@@ -23,9 +25,9 @@ GRAPHS = 16
 
 
 def compilable(model: nn.Module) -> bool:
-    """Whether `model` has blocks, and all of them are ours: then there are branches to compile."""
+    """Whether `model` has blocks, all of sdnet or rewritten: then there are branches to compile."""
     blocks = gated_modules(model)
-    return bool(blocks) and all(isinstance(block, ResidualBlock) for block in blocks)
+    return bool(blocks) and all(isinstance(block, ResidualBlock | Gate) for block in blocks)
 
 
 def compile_branches(model: nn.Module, backend: str | Callable = "inductor") -> None:
@@ -41,17 +43,45 @@ def compile_branches(model: nn.Module, backend: str | Callable = "inductor") -> 
             cannot be compiled as one graph, or needs another one again and again.
     """
     if not compilable(model):
-        raise ValueError(f"{type(model).__name__} has blocks other than ResidualBlock, or none")
+        raise ValueError(
+            f"{type(model).__name__} has blocks other than ResidualBlock, which skip_branches did "
+            f"not rewrite, or none"
+        )
     from torch import _dynamo  # takes seconds
 
-    blocks = [block for block in gated_modules(model) if isinstance(block, ResidualBlock)]
-    shapes = {(type(block), *(p.shape for p in block.parameters())) for block in blocks}
+    shapes = {
+        tuple(p.shape for path in paths for p in model.get_submodule(path).parameters())
+        for paths in branch_modules(model).values()
+    }
     # On top of what other networks in this process may need: they share torch's cache.
     limit = _dynamo.config.recompile_limit + GRAPHS * len(shapes)
-    branches = {type(block).branch for block in blocks}
-    compiled = {branch: _compiled(branch, limit, backend) for branch in branches}
-    for block in blocks:
-        block.branch = _Branch(block, compiled[type(block).branch])  # type: ignore[assignment]
+    compiled = _Compiled(limit, backend)
+    for block in gated_modules(model):
+        if isinstance(block, Gate):
+            block.compiled = compiled
+        elif isinstance(block, ResidualBlock):
+            branch = compiled(type(block).branch)
+            block.branch = _Branch(block, branch)  # type: ignore[assignment]
+
+
+class _Compiled:
+    """Functions of branches, each compiled once; a copy of a network has none of them."""
+
+    def __init__(self, limit: int, backend: str | Callable):
+        self.limit, self.backend = limit, backend
+        self.known: dict[Callable, Callable] = {}
+
+    def __call__(self, branch: Callable) -> Callable:
+        if branch not in self.known:
+            self.known[branch] = _compiled(branch, self.limit, self.backend)
+        return self.known[branch]
+
+    def __reduce__(self) -> tuple:
+        return _none, ()
+
+
+def _none() -> None:
+    return None
 
 
 def _compiled(branch: Callable, limit: int, backend: str | Callable) -> Callable:
@@ -62,27 +92,27 @@ def _compiled(branch: Callable, limit: int, backend: str | Callable) -> Callable
     # in turn, makes height and width variables of a graph too.
     compiled = torch.compile(branch, fullgraph=True, dynamic=False, backend=backend)
 
-    def run(block: ResidualBlock, x: Tensor) -> Tensor:
+    def run(block: nn.Module, x: Tensor, *more: Tensor) -> Tensor:
         if config.recompile_limit < limit:  # in this thread: CUDA's backward pass has its own
             config.recompile_limit = limit
             config.accumulated_recompile_limit = max(limit, config.accumulated_recompile_limit)
         _dynamo.maybe_mark_dynamic(x, 0)
         try:
-            return compiled(block, x)
+            return compiled(block, x, *more)
         except _dynamo.exc.FailOnRecompileLimitHit as error:
             reason = (
                 f"something that it depends on keeps changing, and {limit} graphs are the limit "
                 f"(TORCH_LOGS=recompiles shows what)"
             )
-            raise RuntimeError(_not_compiled(block, reason)) from error
+            raise RuntimeError(_not_compiled(block, branch, reason)) from error
         except _dynamo.exc.TorchDynamoException as error:
-            raise RuntimeError(_not_compiled(block, _reason(error))) from error
+            raise RuntimeError(_not_compiled(block, branch, _reason(error))) from error
 
     return run
 
 
-def _not_compiled(block: ResidualBlock, reason: str) -> str:
-    name = f"{type(block).__name__}.branch"
+def _not_compiled(block: nn.Module, branch: Callable, reason: str) -> str:
+    name = f"{type(block).__name__}.{branch.__name__}"
     return f"{name} cannot be compiled, trainer.compile=null runs it as it is: {reason}"
 
 

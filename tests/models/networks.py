@@ -86,7 +86,7 @@ WITH_DROP_PATH = {  # made by a call; the images' size is 32 or what stands behi
         32,
     ),
     "torchvision efficientnet": (
-        of_torchvision(EfficientNet, [MBConvConfig(6, 3, 1, 32, 8, 2, 1, 1)], 0.1),
+        of_torchvision(EfficientNet, [MBConvConfig(6, 3, 1, 32, 8, 4, 1, 1)], 0.1),
         32,
     ),
     "torchvision maxvit": (

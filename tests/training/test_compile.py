@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from sdnet import BasicBlock, ResNet, resnet_cifar, set_gates
+from sdnet import BasicBlock, GateSampler, ResNet, resnet_cifar, set_gates, skip_branches
 from sdnet.analysis.cost import network_cost
 from sdnet.config import targets
 from sdnet.config.errors import ConfigError
 from sdnet.launch import build
 from sdnet.models import compile as compiling
 from sdnet.models.compile import compile_branches
-from sdnet.models.gates import Gated
+from sdnet.models.gates import Gated, gated_modules
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import identity
 from sdnet.training.counters import Interrupted
 from tests.config.composed import composed
+from tests.models.networks import WITH_DROP_PATH
 from tests.training.test_trainer import StopAfter
 
 SMALL = ["model.depth=8", "dataset.size=8", "trainer.device=cpu", "optimizer.lr=0.01"]
@@ -256,7 +257,7 @@ class Foreign(Gated):
 @pytest.mark.parametrize("block", [Foreign, None])
 def test_a_model_with_other_blocks_is_refused(block, monkeypatch):
     model = nn.Linear(2, 2) if block is None else ResNet(block, (1,), (4,))
-    with pytest.raises(ValueError, match=r"has blocks other than ResidualBlock, or none"):
+    with pytest.raises(ValueError, match=r"has blocks other than ResidualBlock, .* or none"):
         compile_branches(model)
     config = composed(*SMALL, "trainer.compile=branches")
     monkeypatch.setattr(targets, "instantiate", lambda *_, **__: model)
@@ -274,3 +275,24 @@ def test_a_machine_without_a_compiler_is_told_before_training(monkeypatch):
         match=r"trainer.compile must be null on this machine.* got branches: No working C\+\+",
     ):
         build.build_device(composed(*SMALL, "trainer.compile=branches"))
+
+
+@pytest.mark.parametrize("granularity", ["batch", "subset"])
+def test_branches_of_a_rewritten_network_are_compiled(granularity):
+    torch.manual_seed(0)
+    net = WITH_DROP_PATH["vit"][0]()
+    skip_branches(net, granularity=granularity)
+    compiled, backend = copy.deepcopy(net), Counting()
+    compile_branches(compiled, backend)
+    sampler = GateSampler(net, seed=0)
+    for step in range(4):
+        found = []
+        for model in (net, compiled):
+            set_gates(model, sampler.draw(step, 6))
+            model.zero_grad()
+            out = model(torch.ones(6, 3, 32, 32))
+            out.sum().backward()
+            found.append([out, *(p.grad for p in model.parameters())])
+        torch.testing.assert_close(*found)
+    assert 2 <= backend.graphs <= 4 < backend.runs  # of three blocks, each with two branches
+    assert all(module.compiled is None for module in gated_modules(copy.deepcopy(compiled)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdnet.models.gates import Gated
-from sdnet.models.rows import add_rows, take_rows
+from sdnet.models.rows import add_rows, split_rows, take_rows
 
 
 class Gate(Gated):
@@ -33,7 +33,7 @@ class Gate(Gated):
         super().__init__(survival, granularity, rescale)
         self.passes = passes
         self.kept = (kept,)  # in a tuple: no child
-        self.compiled: Callable | None = None  # what runs instead of the branch's function
+        self.compiled: Callable | None = None  # gives what runs instead of a branch's function
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and not self.passes:
@@ -66,7 +66,7 @@ class Gate(Gated):
             ValueError: an input of a `subset` branch without a row for each of the shortcut's, or a
                 sum of another shape than the shortcut.
         """
-        branch = self.compiled or branch
+        branch = self.compiled(branch) if self.compiled else branch
         weight, rows = self.branch_weight(shortcut)
         if isinstance(weight, float) and not weight:
             return shortcut.clone() if overwritten else shortcut
@@ -82,7 +82,7 @@ class Gate(Gated):
                     f"{tuple(total.shape)} by the branch: without the branch it would not be"
                 )
             return total
-        n = len(shortcut)
+        n, whole = len(shortcut), shortcut
         given = []
         for value, has_rows in zip(inputs, with_rows, strict=True):
             if has_rows and isinstance(value, Tensor):
@@ -91,7 +91,10 @@ class Gate(Gated):
                         f"{type(block).__name__}: its branch reads {tuple(value.shape)} where the "
                         f"batch has {n} rows: granularity must be batch or sample, got subset"
                     )
-                value = take_rows(value, rows)
+                if value is whole:
+                    shortcut, value = split_rows(value, rows)
+                else:
+                    value = take_rows(value, rows)
             given.append(value)
         out = branch(block, *given)
         both = torch.result_type(shortcut, out)
