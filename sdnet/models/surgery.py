@@ -213,42 +213,52 @@ def _rate(name: str, module: nn.Module, attribute: str | None) -> float:
 def _put_gates(
     model: nn.Module, rates: dict[Kind, str | None], granularity: str, rescale: str
 ) -> dict[str, nn.Module]:
-    """Puts gates where modules drop; returns the blocks, by name, whose `forward` calls them.
+    """Puts gates where modules drop; returns the blocks, by name, whose `forward` may call them.
 
-    Where a block's rate is zero, timm has an Identity, or None, instead. Other blocks of that class
-    tell.
+    A module that stands in several places becomes a gate in each.
     """
-    kinds = tuple(rates)
     blocks: dict[str, nn.Module] = {}
-    drops: list[tuple[nn.Module, str, str]] = []  # parent, name, path
-    for path, module in model.named_modules():
-        if isinstance(module, kinds) and path:
-            holder = _holder(model, path)
-            if isinstance(model.get_submodule(holder), Gated):
-                continue
-            blocks[holder] = model.get_submodule(holder)
-            parent, _, name = path.rpartition(".")
-            drops.append((model.get_submodule(parent), name, path))
-    idle = {(type(parent), name) for parent, name, _ in drops if type(parent) not in CONTAINERS}
-    for path, module in model.named_modules():
-        for kind, name in idle:
-            before = getattr(module, name, False) if type(module) is kind else False
-            if before is None or type(before) is nn.Identity:
-                drops.append((module, name, f"{path}.{name}".lstrip(".")))
-                blocks[path] = module
-    for parent, name, path in drops:
-        module = getattr(parent, name)
-        survival, scaling = 1.0, rescale
-        if isinstance(module, kinds):
+    for parent_path, name in _places(model, tuple(rates)):
+        path = f"{parent_path}.{name}".lstrip(".")
+        holder = _holder(model, path)
+        block, parent = model.get_submodule(holder), model.get_submodule(parent_path)
+        if isinstance(block, Gated):
+            continue
+        module, survival, scaling = getattr(parent, name), 1.0, rescale
+        kind = next((kind for kind in rates if isinstance(module, kind)), None)
+        if kind is not None:
             if module._forward_hooks or module._forward_pre_hooks:
                 raise ValueError(f"{path} has hooks, which a gate would not call")
-            kind = next(kind for kind in rates if isinstance(module, kind))
             survival = 1.0 - _rate(path, module, rates[kind])
             if rescale == "train" and getattr(module, "scale_by_keep", True) is False:
                 scaling = "none"
-        gate = Gate(survival, granularity, scaling, kept=module).train(parent.training)
-        setattr(parent, name, gate)
-    return {name: m for name, m in model.named_modules() if name in blocks}
+        gate = Gate(survival, granularity, scaling, kept=module)
+        setattr(parent, name, gate.train(parent.training))
+        blocks[holder] = block
+    return blocks
+
+
+def _places(model: nn.Module, kinds: tuple[Kind, ...]) -> list[tuple[str, str]]:
+    """Where drop-path modules stand: path of the parent, name in it.
+
+    Where a block's rate is zero, timm has an Identity, or None, instead: other blocks of that class
+    tell.
+    """
+    parents = list(model.named_modules())
+    found = [
+        (path, name)
+        for path, parent in parents
+        for name, child in parent._modules.items()
+        if isinstance(child, kinds)
+    ]
+    of_class = {(type(model.get_submodule(path)), name) for path, name in found}
+    for path, parent in parents:
+        for kind, name in of_class:
+            if type(parent) is kind and kind not in (*CONTAINERS, nn.Sequential):
+                idle = getattr(parent, name, False)
+                if idle is None or type(idle) is nn.Identity:
+                    found.append((path, name))
+    return found
 
 
 def _holder(model: nn.Module, path: str) -> str:

@@ -140,7 +140,9 @@ def test_a_mask_is_what_the_drop_path_module_did(name):
     survival = {row.module: (row.survival, gate) for row, gate in zip(rows, gates, strict=True)}
     for path, module in plain.named_modules():
         if path in survival and module in drop_paths(plain):
-            told = [g for row, g in survival.items() if row == path or row.startswith(f"{path}__")]
+            told = [
+                g for row, g in survival.items() if row == path or row.startswith(f"{path}__call")
+            ]
             calls = iter(told)
 
             def drop(x, calls=calls):

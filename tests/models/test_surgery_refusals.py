@@ -99,6 +99,17 @@ class OnlyInTraining(Block):
         return x + self.drop(self.f(x)) if self.training else x + self.f(x)
 
 
+class ByMethod(nn.Module):
+    """It calls what is in a module, and not that."""
+
+    def __init__(self):
+        super().__init__()
+        self.part = Alone()
+
+    def forward(self, x):
+        return x + self.part.drop(self.part.f(x))
+
+
 def by_hand():
     block = Block()
     block.forward = lambda x: x
@@ -129,6 +140,8 @@ def hooked():
         (by_hand(), "its forward was replaced by hand"),
         (hooked(), "has hooks"),
         (nn.Sequential(DropPath(0.1), nn.Linear(4, 4)), "in the midst of an nn.Sequential"),
+        (nn.Sequential(Alone(), nn.Linear(4, 4)), "in the midst of an nn.Sequential"),
+        (ByMethod(), r"ByMethod.forward adds part to nothing"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -402,3 +415,28 @@ def test_a_gate_that_other_code_calls_is_no_silent_identity():
     skip_branches(net)
     with pytest.raises(RuntimeError, match="would be added without a weight"):
         net[0].drop(torch.randn(3, 4))
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+def test_a_sequential_with_a_forward_of_its_own():
+    net = nn.Sequential(Residual(nn.Linear(4, 4), nn.ReLU(), DropPath(0.5)))
+    x = torch.randn(3, 4)
+    expected = net.eval()(x)
+    skip_branches(net)
+    assert torch.equal(net(x), expected)
+    set_gates(net.train(), [False])
+    assert net(x) is x
+
+
+def test_a_drop_path_module_that_many_blocks_share_is_a_gate_in_each():
+    net, shared = nn.Sequential(Block(), Block(), Block()), DropPath(0.25)
+    for block in net:
+        block.drop = shared
+    assert [row.survival for row in skip_branches(net)] == [0.75] * 3
+    assert len(set(gated_modules(net))) == 3
+    restore_branches(net)
+    assert all(block.drop is shared for block in net)

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import linecache
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,13 +34,13 @@ def rewrite(block: nn.Module) -> dict[str, str]:
         Path of a gate -> why its branch cannot be cut out. A gate that nothing calls is gone.
     """
     paths = own_gates(block)
-    if isinstance(block, nn.Sequential):
-        return _in_sequence(block, paths)
     ends = {
         name: f"{name}.{end}"
-        for name, module in block.named_modules()
-        if name and (end := tail(module)) is not None
+        for name, child in _callees(block)
+        if not isinstance(child, Gate) and (end := tail(child)) is not None
     }
+    if _is_sequence(block):
+        return _in_sequence(block, [*paths, *ends.values()])
     if not paths and not ends:
         return {}
     try:
@@ -58,6 +58,9 @@ def rewrite(block: nn.Module) -> dict[str, str]:
                 put_back(block, path)
             elif not all(used):
                 reasons[path] = "in evaluation its block does not call it"
+    for child, path in ends.items():
+        if not all(any(b.gate == path for b in branches) for branches in found):
+            reasons.setdefault(path, f"{type(block).__name__}.forward adds {child} to nothing")
     cuts = [[b for b in branches if _first(b.gate) not in reasons] for branches in found]
     if any(cuts):
         _assign(block, traces, cuts)
@@ -66,18 +69,21 @@ def rewrite(block: nn.Module) -> dict[str, str]:
 
 def own_gates(block: nn.Module) -> list[str]:
     """Paths of the gates that a block's own `forward` calls, but for those of a second call."""
-    paths = []
+    return [n for n, child in _callees(block) if isinstance(child, Gate) and child.kept != (AGAIN,)]
+
+
+def _callees(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that a block's `forward` may call, by path: its children and what lists hold."""
     for name, child in block.named_children():
-        if isinstance(child, Gate) and child.kept != (AGAIN,):
-            paths.append(name)
-        elif isinstance(child, CONTAINERS):
-            paths += [f"{name}.{path}" for path in own_gates(child)]
-    return paths
+        if isinstance(child, CONTAINERS):
+            yield from ((f"{name}.{path}", module) for path, module in _callees(child))
+        else:
+            yield name, child
 
 
 def tail(module: nn.Module) -> str | None:
     """Path of the gate, if any, that what a module gives has passed through at its end."""
-    if isinstance(module, nn.Sequential):
+    if _is_sequence(module):
         for name, child in list(module.named_children())[-1:]:
             if isinstance(child, Gate):
                 return name if child.passes else None
@@ -107,13 +113,18 @@ def put_back(block: nn.Module, path: str) -> None:
         setattr(parent, name, None)
 
 
-def _in_sequence(block: nn.Sequential, paths: list[str]) -> dict[str, str]:
-    last = [name for name, _ in block.named_children()][-1:]
+def _is_sequence(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _in_sequence(block: nn.Module, paths: list[str]) -> dict[str, str]:
+    """The gate that its last module ends in lets pass what the sum above will weight."""
+    last = [name for name, _ in block.named_children()][-1]
     for path in paths:
-        if [path] == last:
+        if path == last:
             block.get_submodule(path).passes = True  # type: ignore[assignment]
     midst = "it stands in the midst of an nn.Sequential, where there is no sum"
-    return {path: midst for path in paths if [path] != last}
+    return {path: midst for path in paths if path.partition(".")[0] != last}
 
 
 def _branches(
@@ -157,12 +168,12 @@ def _is_result(graph: Graph, node: Node) -> bool:
 
 
 def _numbered(path: str, number: int) -> str:
-    return path if number == 1 else f"{path}__{number}"
+    return path if number == 1 else f"{path}__call{number}"
 
 
 def _first(path: str) -> str:
     """Of the path of a gate for a second call, that of the first one's."""
-    return re.sub(r"__\d+$", "", path)
+    return re.sub(r"__call\d+$", "", path)
 
 
 def _ensure(block: nn.Module, path: str) -> None:
