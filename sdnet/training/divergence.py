@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sdnet.models.gates import gated_modules
+from sdnet.models.layout import branch_modules
 from sdnet.training import device as devices
 
 
@@ -43,9 +43,8 @@ def first_not_finite(model: nn.Module, images: Tensor | None, precision: str = "
 
 def _place(model: nn.Module, name: str) -> str:
     """`block 3 of 9 (layer2.0.conv1)`; the name alone of what is in no block."""
-    blocks = gated_modules(model)
-    names = {module: path for path, module in model.named_modules()}
-    for number, block in enumerate(blocks, start=1):
-        if f"{name}.".startswith(f"{names[block]}."):
-            return f"block {number} of {len(blocks)} ({name})"
+    branches = branch_modules(model).values()
+    for number, paths in enumerate(branches, start=1):
+        if any(f"{name}.".startswith(f"{path}.") for path in paths):
+            return f"block {number} of {len(branches)} ({name})"
     return name or "the network"
