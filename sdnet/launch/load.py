@@ -28,6 +28,7 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> "nn.Module":
         from sdnet.launch import build
         from sdnet.models.gates import set_saved_survival
         from sdnet.runs.folder import RunFolder
+        from sdnet.runs.identity import is_of_the_zoo
     except ModuleNotFoundError as error:
         error.msg += ": pip install '.[train]' in sdnet's clone"
         raise
@@ -45,6 +46,8 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> "nn.Module":
     if state is None:
         raise ValueError(f"{folder} has no checkpoint {checkpoint}.pt yet")
     weights = state["model"]
+    if is_of_the_zoo(config["model"]):  # it began with others, which may be gone
+        config["model"]["pretrained_file"] = None
     if {"conv1.weight", "fc.weight"} <= weights.keys():  # so they are named in all of ours
         classes, channels = len(weights["fc.weight"]), weights["conv1.weight"].shape[1]
     else:

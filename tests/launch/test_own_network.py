@@ -73,7 +73,9 @@ def test_what_is_no_network_for_the_data_is_told_with_both_shapes(device):
     model = Net(Mlp("batch"), outputs=2).to(device)
     with pytest.raises(ConfigError, match=r"^model: Net must give logits \(N, 3\).*got \(4, 2\)"):
         try_network(model, (3, 2, 2), 3)
-    with pytest.raises(ConfigError, match=r"^model: Net fails on images \(4, 3, 5, 5\): Runtime"):
+    with pytest.raises(
+        ConfigError, match=r"^model: Net fails on images \(4, 3, 5, 5\), whose size is.*Runtime"
+    ):
         try_network(model, (3, 5, 5), 3)
     model.head = nn.Identity()
     model.norm.forward = lambda x: (x, x)
