@@ -242,7 +242,9 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     loaders = build_loaders(config, data, device, world)
     world.meet()  # a mistake that one of them finds is found before the run folder is made
     trainer = Trainer(model, schedule, optimizer, lr_schedule, loaders, config, run, world)
-    trainer.fingerprint = data.fingerprint
+    trainer.facts = {"classes": len(data.classes), "image_shape": [*map(int, data.image_shape)]}
+    if data.fingerprint is not None:  # they may be exchanged
+        trainer.facts["data"] = data.fingerprint
     return trainer
 
 

@@ -50,7 +50,9 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> "nn.Module":
         config["model"]["pretrained_file"] = None
     if {"conv1.weight", "fc.weight"} <= weights.keys():  # so they are named in all of ours
         classes, channels = len(weights["fc.weight"]), weights["conv1.weight"].shape[1]
-    else:
+    elif {"classes", "image_shape"} <= (known := run.provenance()).keys():
+        classes, channels = known["classes"], known["image_shape"][0]
+    else:  # of an earlier version
         data = build.build_data(config, listing=True)
         classes, channels = len(data.classes), data.image_shape[0]
     model = build.build_model(config, classes, channels)
