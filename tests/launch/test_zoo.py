@@ -55,25 +55,22 @@ def failed(done):
 
 def test_a_run_killed_and_continued_has_the_metrics_of_an_unbroken_one(train_in, folder):
     typed = [*DATA, *VIT, "model.drop_path_rate=0.5", "model.pretrained_file=w.pt"]
-    typed += ["optimizer.backbone_factor=0.1", "model.granularity=subset", "trainer.epochs=6"]
+    typed += ["optimizer.backbone_factor=0.1", "model.granularity=subset", "trainer.epochs=8"]
     unbroken = train_in(folder, *typed)
     assert unbroken.returncode == 0, unbroken.stderr
     assert "w.pt: its classifier is for 7 classes; that for 3 is new" in unbroken.stdout
     (whole,) = folder.glob("outputs/*/*")
     assert whole.parent.name.startswith("vit_tiny_patch16_224-drop_path-pL0.5-s0-")
     killed = train_in(folder, *typed, background=True)
-    while (
-        len(found := [r for r in folder.glob("outputs/*/*/metrics.csv") if whole != r.parent]) < 1
-    ):
+    while not (found := {*folder.glob("outputs/*/*/metrics.csv")} - {whole / "metrics.csv"}):
         assert killed.poll() is None, killed.communicate()
         time.sleep(0.002)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    run = found[0].parent
-    assert run.parent == whole.parent and 0 < len(rows(run)) < 6
+    run = found.pop().parent
+    assert run.parent == whole.parent and 0 < len(rows(run)) < 8
     (folder / "w.pt").rename(folder / "moved.pt")
     resume = f"resume={run.relative_to(folder)}"
-    assert "model.pretrained_file=w.pt cannot be read: No such" in failed(train_in(folder, resume))
     other = failed(train_in(folder, resume, "++model.pretrained_file=images/val/ant/0.png"))
     assert "0.png is not the file that the run was begun with" in other
     done = train_in(folder, resume, "++model.pretrained_file=moved.pt")

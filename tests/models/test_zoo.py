@@ -68,7 +68,7 @@ def test_a_drop_path_rate_is_what_the_schedule_gives_the_last_block():
         message = rf"^drop_path_rate={rate} contradicts the schedule.* survival of {found}:.*p_L="
         with pytest.raises(ValueError, match=message):
             vit(schedule, drop_path_rate=rate)
-    with pytest.raises(ValueError, match="^drop_path_rate must be a drop probability.* got 1.5"):
+    with pytest.raises(ValueError, match=r"^drop_path_rate must be a drop prob.* got 1.5"):
         vit(drop_path_rate=1.5)
 
 

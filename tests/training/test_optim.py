@@ -118,9 +118,7 @@ def test_a_factor_puts_all_but_the_classifier_into_a_group_with_a_lower_rate():
     assert (head["lr"], rest["lr"]) == (0.25, pytest.approx(0.025))
     assert head["params"] == [model.fc.weight, model.fc.bias]
     assert rest["params"] == [p for n, p in model.named_parameters() if not n.startswith("fc.")]
-    with pytest.raises(
-        ValueError, match="^backbone_factor must be 1 for Sequential, of which.*0.1"
-    ):
+    with pytest.raises(ValueError, match=r"^backbone_factor must be 1 for Sequential, of.*0.1"):
         parameters_of(torch.nn.Sequential(torch.nn.Linear(2, 2)), 0.5, 0.1)
 
 
