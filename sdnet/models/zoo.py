@@ -53,7 +53,7 @@ def timm_model(
     try:
         model = _built(timm.create_model, arch, given, options)
     except ValueError as error:
-        if "takes no 'drop_path_rate'" not in str(error):
+        if not isinstance(error.__cause__, TypeError) or "'drop_path_rate'" not in str(error):
             raise
         del given["drop_path_rate"]
         model = _built(timm.create_model, arch, given, options)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdnet import DropPath, skip_branches
 from sdnet.config.errors import ConfigError
 from sdnet.launch.own_network import try_network
 from sdnet.models.gates import GRANULARITIES, Gated
@@ -66,6 +67,29 @@ def test_a_block_whose_gate_makes_no_difference_is_named(granularity):
 def test_a_block_that_adds_its_branch_to_closed_rows_is_named(granularity):
     with pytest.raises(ConfigError, match=r"^model: Mlp adds its branch to rows whose gate is cl"):
         try_network(Net(Mlp(granularity, "no rows")), (3, 2, 2), 3)
+
+
+class Averaged(nn.Module):
+    """A block of somebody else, whose branch reads what has no row for each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.drop_path = nn.Linear(4, 4), DropPath(0.5)
+
+    def forward(self, x):
+        mean = x.mean(0, keepdim=True)
+        return x + mean + self.drop_path(self.layer(x) * mean)
+
+
+def test_a_branch_that_cannot_run_on_some_rows_is_found_before_the_run():
+    for granularity in ("batch", "sample"):
+        model = Net(Averaged())
+        skip_branches(model, granularity=granularity)
+        try_network(model, (3, 2, 2), 3)
+    model = Net(Averaged())
+    skip_branches(model, granularity="subset")
+    with pytest.raises(ConfigError, match=r"fails on .* Averaged: .* must be batch or sample, got"):
+        try_network(model, (3, 2, 2), 3)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -61,6 +61,12 @@ def test_what_a_closed_gate_skips_is_not_computed_and_settings_reach_the_gates()
     assert seen == [2]
 
 
+def test_a_network_that_takes_no_drop_path_rate_has_its_residual_blocks_cut():
+    with torch.device("meta"):
+        model = timm_model("hrnet_w18_small", schedule=LinearDecay(0.5), **SHAPE)
+    assert len(gated_modules(model)) > 20 and gated_modules(model)[-1].survival == 0.5
+
+
 def test_a_drop_path_rate_is_what_the_schedule_gives_the_last_block():
     assert gated_modules(vit(drop_path_rate=0.2))[-1].survival == pytest.approx(0.8)
     vit(Constant(), drop_path_rate=0)
