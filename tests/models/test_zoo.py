@@ -9,6 +9,7 @@ import torch
 from sdnet import Constant, LinearDecay, Uniform
 from sdnet.models.classifier import classifier_names
 from sdnet.models.gates import gated_modules, set_gates
+from sdnet.models.schedules import ScheduleError
 from sdnet.models.zoo import timm_model, torchvision_model
 
 timm = pytest.importorskip("timm")
@@ -100,6 +101,11 @@ def test_what_cannot_be_is_one_message(make, arch, more, message):
     with torch.device("meta"), pytest.raises(ValueError, match=message) as raised:
         make(arch, schedule=LinearDecay(), **SHAPE | more)
     assert "\n" not in str(raised.value)
+
+
+def test_a_schedules_mistake_is_the_schedules():
+    with pytest.raises(ScheduleError):
+        vit(lambda stage_blocks, progress=1.0: [0.5])
 
 
 def test_timm_need_not_be_there(monkeypatch):

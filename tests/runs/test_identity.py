@@ -140,3 +140,7 @@ def test_a_setting_that_came_later_changes_no_name_until_it_is_used():
         assert identity(before) == identity(config)
         config["dataset"]["on_bad_image"] = "skip"
         assert identity(before) != identity(config)
+    config = composed()
+    assert identity(config) == "3aa05711"  # as in README.md
+    config["optimizer"]["backbone_factor"] = 0.1
+    assert identity(config) != "3aa05711"
