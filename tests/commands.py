@@ -20,7 +20,7 @@ PRELOADED = [
     *("torchvision.transforms.v2", "hydra", "omegaconf", "rich.progress", "rich.table"),
     *("numpy", "pandas", "scipy.stats", "scipy.io", "sklearn.datasets", "sklearn.model_selection"),
     *("matplotlib.pyplot", "matplotlib.backends.backend_agg", "PIL.Image", "psutil", "yaml"),
-    *("wandb", "pytest"),
+    *("wandb", "pytest", "timm"),
 ]
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the process that the others are forked from
 FORKED = get_context("forkserver")

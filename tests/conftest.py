@@ -57,7 +57,8 @@ def every_member():
     members = [[f"{g}={f.stem}" for f in sorted((CONF / g).glob("*.yaml"))] for g in groups]
     longest = max(map(len, members))
     turns = zip(*(itertools.islice(itertools.cycle(m), longest) for m in members), strict=True)
-    return [composed(*turn, "++dataset.root=somewhere") for turn in turns]
+    given = {"model=timm": "model.arch=any", "model=torchvision": "model.arch=any"}
+    return [composed(*t, *map(given.get, given.keys() & t), "++dataset.root=x") for t in turns]
 
 
 def pytest_addoption(parser):

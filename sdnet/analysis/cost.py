@@ -12,13 +12,18 @@ from sdnet.models.macs import Macs
 
 @dataclass
 class BlockCost:
-    """One residual branch; `branch_macs` are the multiply-adds per image a closed gate saves."""
+    """One residual branch; `branch_macs` are the multiply-adds per image a closed gate saves.
+
+    A block, counted from 1, may have several; `module` is the path of the branch's gate.
+    """
 
     stage: int
     survival: float
     parameters: int
     branch_macs: int
     shortcut_macs: int
+    block: int
+    module: str
 
 
 @dataclass
@@ -52,9 +57,17 @@ def network_cost(model: nn.Module, image_shape: Sequence[int]) -> Cost:
     """The cost of a network with gates for images (C, H, W); see `Macs`. It is not changed."""
     layout, macs = Layout(model), Macs(model, image_shape)
     modules, saved = branch_modules(model), macs.of_gates()
+    names = {module: name for name, module in model.named_modules()}
     blocks = [
-        BlockCost(stage, gate.survival, _parameters(model, modules[gate]), *saved[gate])
-        for stage, gate in zip(layout.stages, layout.gates, strict=True)
+        BlockCost(
+            stage,
+            gate.survival,
+            _parameters(model, modules[gate]),
+            *saved[gate],
+            block + 1,
+            names[gate],
+        )
+        for block, stage, gate in zip(layout.block_of, layout.stages, layout.gates, strict=True)
     ]
     return Cost(blocks, _parameters(model, [""]), macs.total, granularity_of(model))
 

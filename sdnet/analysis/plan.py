@@ -8,6 +8,7 @@ from torch import nn
 
 from sdnet.analysis.cost import network_cost
 from sdnet.data.splits import Data
+from sdnet.models.cutting.gate import Gate
 from sdnet.runs.identity import run_name
 
 
@@ -15,18 +16,22 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: nn.Mo
     """Prints a row per block, the totals, the data's sizes and the run's identity."""
     cost = network_cost(model, data.image_shape)
     title = config["model"].get("name") or type(model).__name__
-    table = Table("block", "stage", "p_l", "parameters", "multiply-adds", title=title)
-    for column in table.columns:
+    # Of sdnet's own networks the number says which; one that was rewritten has its own names.
+    rewritten = any(isinstance(module, Gate) for module in model.modules())
+    columns = ["block", "stage", "p_l", "parameters", "multiply-adds"]
+    table = Table(*columns, *(["gate"] if rewritten else []), title=title)
+    for column in table.columns[: len(columns)]:
         column.justify = "right"
     for i, block in enumerate(cost.blocks, start=1):
         macs = block.branch_macs + block.shortcut_macs
         last_of_stage = i < len(cost.blocks) and cost.blocks[i].stage != block.stage
         table.add_row(
-            str(i),
+            str(block.block),
             str(block.stage),
             f"{block.survival:.4f}",
             f"{block.parameters:,}",
             f"{macs:,}",
+            *([block.module] if rewritten else []),
             end_section=last_of_stage,
         )
     table.add_section()
@@ -38,8 +43,10 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: nn.Mo
     steps = -(-len(data.train) // config["trainer"]["batch_size"])
     shape = "x".join(map(str, data.image_shape))
     held_out = len(data.validation) if data.validation is not None else 0
+    blocks, branches = cost.blocks[-1].block, len(cost.blocks)
+    active = "blocks active" if blocks == branches else f"branches active, in {blocks} blocks"
     lines = {
-        "expected depth": f"{cost.expected_blocks:.2f} of {len(cost.blocks)} blocks active",
+        "expected depth": f"{cost.expected_blocks:.2f} of {branches} {active}",
         "expected compute": f"{cost.expected_share:.1%} of {cost.macs:,} multiply-adds "
         "per image (forward, closed branches skipped)"
         if cost.granularity != "sample"

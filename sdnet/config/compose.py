@@ -18,9 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 from sdnet import processes
 from sdnet.config.errors import ConfigError, explain
 from sdnet.config.values import as_meant, check
+from sdnet.models.checks import check_drop_rate
+from sdnet.models.pretrained import digest_of
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
-from sdnet.runs.identity import NOT_RESULT, canonical, determines_result, run_name
+from sdnet.runs.identity import NOT_RESULT, canonical, determines_result, is_said_twice, run_name
 
 PACKAGE = Path(__file__).parents[1]
 # In a wheel the settings are part of the package; in a checkout they are beside it.
@@ -28,8 +30,9 @@ SETTINGS = next(f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_d
 
 
 def register_resolvers() -> None:
-    """Makes `sdnet.run_name`, `sdnet.run_dir` and `sdnet.basename` known to OmegaConf."""
+    """Makes `sdnet.run_name` and the others that conf/ uses known to OmegaConf."""
     resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": _basename}
+    resolvers |= {"survival": _survival, "digest": _digest}
     register = OmegaConf.register_new_resolver
     if "replace" in inspect.signature(OmegaConf.register_resolver).parameters:
         register = OmegaConf.register_resolver  # its name since OmegaConf 2.4; 2.3's is another
@@ -61,6 +64,23 @@ def register_presets() -> None:
 
 def _basename(path: str) -> str:
     return Path(str(path)).expanduser().resolve().name or "root"
+
+
+def _survival(drop_path_rate: float | None) -> float:
+    """Of the last block, at a drop-path rate; at 0.1 where there is none."""
+    try:
+        rate = 0.1 if drop_path_rate is None else check_drop_rate("drop_path_rate", drop_path_rate)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+    return round(1.0 - rate, 12)
+
+
+def _digest(file: str | None) -> str | None:
+    """Of the content of a file of weights, so that other weights are another run."""
+    try:
+        return None if file is None else digest_of(str(file))
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
 
 
 def _run_name(_root_: DictConfig) -> str:
@@ -131,12 +151,13 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         key = key.partition("@")[0]
         path = "" if key == "experiment" else key  # a preset may set anything
         new, old = _select(config, path), _select(stored, path)
-        if canonical(new, path) != canonical(old, path):
+        free = key in NOT_RESULT or key.startswith("wandb.") or is_said_twice(stored, key)
+        if not free and canonical(new, path) != canonical(old, path):
             raise ConfigError(
                 f"{key}={value} would change the result of the run in {folder.path}, which keeps "
                 f"its stored configuration; leave it out, or start a new run"
             )
-        if key in NOT_RESULT or key.startswith("wandb."):
+        if free:
             parent, _, last = key.rpartition(".")
             _select(stored, parent)[last] = new
     check(stored)

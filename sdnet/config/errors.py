@@ -97,6 +97,9 @@ def explain(error: Exception) -> str:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}, cannot be read: {error.problem}"
     text = str(error)
+    ours = re.search(r"ConfigError raised while resolving interpolation: (.*)", text)
+    if ours:  # by one of the resolvers in `sdnet.config.compose`
+        return ours[1]
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing[1]} must be given, as {missing[1]}=..."

@@ -29,7 +29,7 @@ LABELS = {
     "model": ("name",),
     "dataset": ("name", "validation", "normalization", "shift", "flip"),
     "schedule": ("name",),
-    "optimizer": ("skipped_update",),
+    "optimizer": ("backbone_factor", "skipped_update"),
     "lr_schedule": (),
 }
 

@@ -90,6 +90,10 @@ CHECKS = {
     "optimizer.betas": _PAIR,
     "optimizer.nesterov": _BOOLEAN,
     "optimizer.weight_decay": _number(0),
+    "optimizer.backbone_factor": (
+        lambda v: type(v) in (int, float) and 0 < v <= 1,
+        "a number above 0 and at most 1",
+    ),
     "optimizer.skipped_update": _one_of("decay", "freeze"),
     "trainer.epochs": _whole(1, 10**6),
     "trainer.batch_size": _whole(2),  # BatchNorm needs two values

@@ -12,6 +12,7 @@ from sdnet.launch import trial
 from sdnet.models.gates import granularity_of
 from sdnet.training import device as devices
 from sdnet.training.distributed import ALONE, World
+from sdnet.training.optim import parameters_of
 
 
 def build_data(config: dict[str, Any], listing: bool = False):
@@ -191,7 +192,10 @@ def build_optimization(config: dict[str, Any], model, device="cpu"):
     trial.check_optimizer(config, make, device)
     lr_schedule = targets.instantiate(config, "lr_schedule")
     trial.check_rates(config, lr_schedule)
-    return make(model.parameters()), lr_schedule
+    settings = config["optimizer"]
+    with errors_of(config, "optimizer"):
+        given = parameters_of(model, settings["lr"], settings.get("backbone_factor", 1.0))
+    return make(given), lr_schedule
 
 
 def check_optimization(config: dict[str, Any], model, device="cpu") -> None:
@@ -238,7 +242,9 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     loaders = build_loaders(config, data, device, world)
     world.meet()  # a mistake that one of them finds is found before the run folder is made
     trainer = Trainer(model, schedule, optimizer, lr_schedule, loaders, config, run, world)
-    trainer.fingerprint = data.fingerprint
+    trainer.facts = {"classes": len(data.classes), "image_shape": [*map(int, data.image_shape)]}
+    if data.fingerprint is not None:  # they may be exchanged
+        trainer.facts["data"] = data.fingerprint
     return trainer
 
 

@@ -28,6 +28,7 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> "nn.Module":
         from sdnet.launch import build
         from sdnet.models.gates import set_saved_survival
         from sdnet.runs.folder import RunFolder
+        from sdnet.runs.identity import is_of_the_zoo
     except ModuleNotFoundError as error:
         error.msg += ": pip install '.[train]' in sdnet's clone"
         raise
@@ -45,9 +46,13 @@ def load_run(folder: str | Path, checkpoint: str = "best") -> "nn.Module":
     if state is None:
         raise ValueError(f"{folder} has no checkpoint {checkpoint}.pt yet")
     weights = state["model"]
+    if is_of_the_zoo(config["model"]):  # it began with others, which may be gone
+        config["model"]["pretrained_file"] = None
     if {"conv1.weight", "fc.weight"} <= weights.keys():  # so they are named in all of ours
         classes, channels = len(weights["fc.weight"]), weights["conv1.weight"].shape[1]
-    else:
+    elif {"classes", "image_shape"} <= (known := run.provenance()).keys():
+        classes, channels = known["classes"], known["image_shape"][0]
+    else:  # of an earlier version
         data = build.build_data(config, listing=True)
         classes, channels = len(data.classes), data.image_shape[0]
     model = build.build_model(config, classes, channels)

@@ -102,9 +102,10 @@ def _version(name: str) -> str | None:
         return None
 
 
-def note_device(run: RunFolder, device: torch.device, fingerprint: str | None = None) -> None:
-    """Adds to the provenance of this process's work what its timings depend on, and its data."""
-    known = run.provenance() | ({} if fingerprint is None else {"data": fingerprint})
+def note_device(run: RunFolder, device: torch.device, facts: dict[str, Any]) -> None:
+    """Adds to the provenance what the timings of this process's work depend on, and of its data
+    the fingerprint, `data`, and what the network was made for."""
+    known = run.provenance() | facts
     where = devices.describe(device) | {"processes": processes.environment()[1]}
     (known["resumed"][-1] if "resumed" in known else known).update(where)
     run.write_provenance(known)

@@ -189,7 +189,7 @@ def _train(
             run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
             wandb_mode = tracker.run.mode
         made = make_trainer()
-        note_device(run, made.device, made.fingerprint)
+        note_device(run, made.device, made.facts)
         for line in opening_lines(config, made, wandb_mode):
             log.info(line)
         made.resume()

@@ -29,7 +29,9 @@ NOT_RESULT = (
     "trainer.fused",
 )
 # Settings that came later, at the value that means what was there before: runs keep their names.
-AS_BEFORE = {"dataset.on_bad_image": "error"}
+AS_BEFORE = {"dataset.on_bad_image": "error", "optimizer.backbone_factor": 1.0}
+# Of the networks of sdnet.models.zoo: what schedule.p_L and model.pretrained_digest say as well.
+SAID_TWICE = ("model.drop_path_rate", "model.pretrained_file")
 
 
 def determines_result(key: str, value: Any = None) -> bool:
@@ -37,6 +39,16 @@ def determines_result(key: str, value: Any = None) -> bool:
     if key in AS_BEFORE and value == AS_BEFORE[key]:
         return False
     return not any(key == k or key.startswith(k + ".") for k in NOT_RESULT)
+
+
+def is_said_twice(config: dict[str, Any], key: str) -> bool:
+    """Whether another setting of a configuration says what this one means for the result."""
+    return key in SAID_TWICE and is_of_the_zoo(config["model"])
+
+
+def is_of_the_zoo(model: dict[str, Any]) -> bool:
+    """Whether a configured network is timm's or torchvision's."""
+    return str(model.get("_target_")).startswith("sdnet.models.zoo.")
 
 
 def is_constant(schedule: dict[str, Any]) -> bool:
@@ -50,6 +62,8 @@ def canonical(node: Any, key: str = "") -> Any:
     if key == "schedule" and is_constant(node):
         return "constant"  # p_L = 1 is the baseline, whichever schedule said so
     if isinstance(node, dict):
+        if key == "model" and is_of_the_zoo(node):
+            node = {n: value for n, value in node.items() if f"model.{n}" not in SAID_TWICE}
         inner = {name: f"{key}.{name}" if key else name for name in node}
         return {n: canonical(node[n], i) for n, i in inner.items() if determines_result(i, node[n])}
     if not determines_result(key, node):

@@ -7,12 +7,15 @@ one file in `conf/lr_schedule/`.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from sdnet.models.checks import number, whole
+from sdnet.models.classifier import classifier_names
 
 
 class ConstantRate:
@@ -67,6 +70,29 @@ class Cosine(ConstantRate):
     def factor(self, epoch: float, epochs: int) -> float:
         done = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1)
         return 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def parameters_of(
+    model: nn.Module, lr: float, backbone_factor: float = 1.0
+) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
+    """A network's parameters for an optimizer: with a factor, those of the classifier in a group
+    of their own, at the full rate.
+
+    Raises:
+        ValueError: a factor for a network whose classifier cannot be found.
+    """
+    if backbone_factor == 1.0:
+        return model.parameters()
+    names = set(classifier_names(model))
+    if not names:
+        raise ValueError(
+            f"backbone_factor must be 1 for {type(model).__name__}, of which no layer is known to "
+            f"be the classifier, got {backbone_factor}"
+        )
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        groups[name in names].append(parameter)
+    return [{"params": groups[True]}, {"params": groups[False], "lr": lr * backbone_factor}]
 
 
 def factor_of(lr_schedule: Callable[[float, int], float], epoch: float, epochs: int) -> float:

@@ -71,7 +71,7 @@ class Trainer:
         self.eval_steps = self.settings["eval_every"] * (
             self.steps_per_epoch if self.settings["eval_unit"] == "epoch" else 1
         )
-        self.fingerprint: str | None = None  # of the data, where they may be exchanged
+        self.facts: dict[str, Any] = {}  # of the data, for the record
         self.counters = Counters()
         self.load = devices.OtherLoad()
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers

@@ -264,7 +264,7 @@ def test_a_projection_is_shown_with_its_block_and_rules_part_the_stages():
 
 
 def test_masks_save_no_compute():
-    blocks = [BlockCost(1, 0.5, 0, 60, 10), BlockCost(1, 0.75, 0, 20, 0)]
+    blocks = [BlockCost(1, 0.5, 0, 60, 10, 1, "a"), BlockCost(1, 0.75, 0, 20, 0, 2, "b")]
     kinds = ("batch", "subset", "sample")
     assert [Cost(blocks, 0, 100, kind).expected_share for kind in kinds] == [0.65, 0.65, 1.0]
     for kind in kinds:

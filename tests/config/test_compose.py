@@ -38,6 +38,43 @@ def test_every_model_is_built_with_every_schedule(model, schedule):
     assert (min(survival) < 1) == (schedule != "constant")
 
 
+@pytest.mark.parametrize("model", ["timm", "torchvision"])
+def test_a_drop_path_rate_and_p_L_are_one_setting_unless_a_schedule_is_named(model):
+    def schedule(*overrides):
+        found = composed(f"model={model}", "model.arch=any", *overrides)["schedule"]
+        return found["name"], found["p_L"], found["rule"]
+
+    assert schedule() == ("drop_path", 0.9, "timm")
+    assert schedule("model.drop_path_rate=0.3") == ("drop_path", 0.7, "timm")
+    assert schedule("model.drop_path_rate=0") == ("drop_path", 1.0, "timm")
+    assert schedule("schedule.p_L=0.5") == ("drop_path", 0.5, "timm")
+    assert schedule("schedule=linear_decay") == ("linear_decay", 0.5, "paper")
+    assert schedule("experiment=tiny_resnet")[:2] == ("linear_timm", 0.8)
+    rates = ("model.drop_path_rate=0.3", "schedule.p_L=0.7")
+    one, other = (composed(f"model={model}", "model.arch=any", given) for given in rates)
+    assert run_name(one) == run_name(other) and "any-drop_path-pL0.7-s0-" in run_name(one)
+    with pytest.raises(ConfigError, match=r"^model.drop_path_rate must be .*, got 1.5$"):
+        schedule("model.drop_path_rate=1.5")
+
+
+def test_weights_are_known_by_their_content(tmp_path):
+    def config(file, content=b"a"):
+        (tmp_path / file).write_bytes(content)
+        given = f"model.pretrained_file={tmp_path / file}"
+        return composed("model=timm", "model.arch=any", given)
+
+    first = config("w.pt")
+    assert identity(first) == identity(config("copy.pt"))
+    assert identity(first) != identity(composed("model=timm", "model.arch=any"))
+    assert identity(first) != identity(config("copy.pt", b"bb"))  # the same name, another file
+    folder = RunFolder(tmp_path / "r")
+    folder.create(first, {})
+    given = config("copy.pt") | {"resume": str(folder.path)}
+    resumed = compose.resumed(given, [f"model.pretrained_file={tmp_path / 'copy.pt'}"])
+    assert resumed["model"]["pretrained_file"] == str(tmp_path / "copy.pt")
+    assert resumed["model"]["pretrained_digest"] == first["model"]["pretrained_digest"]
+
+
 def test_the_demo_preset_is_the_default_run():
     assert identity(composed("experiment=digits_demo")) == identity(composed())
 

@@ -33,8 +33,8 @@ from tests.config.composed import composed
         ),
         (
             "schedule=linear",
-            "schedule must be one of constant, linear_decay, linear_timm, uniform, got linear; did "
-            "you mean linear_timm?",
+            "schedule must be one of constant, drop_path, linear_decay, linear_timm, uniform, got "
+            "linear; did you mean linear_timm?",
         ),
         ("schedule.p_L=${nope:1}", "schedule.p_L: Unsupported interpolation type nope"),
         ("seed=${a.b}", "a.b must be given, in its group's file or as a.b=... (${a.b} in seed)"),

@@ -102,6 +102,11 @@ VALUES = {  # accepted, refused, what the message says of them
         ["", "gpu", "cuda:", "cuda:123", "cuda:x", "cpu:0", "xcpu", "mps", 0, None],
         "auto, cpu, cuda or cuda:<n>",
     ),
+    "optimizer.backbone_factor": (
+        [1, 1.0, 0.1, 1e-9],
+        [0, 0.0, -0.1, 1.1, True, "1", None, float("nan")],
+        "a number above 0 and at most 1",
+    ),
     "trainer.precision": (
         ["fp32", "tf32", "bf16"],
         ["fp16", "", 32, None],

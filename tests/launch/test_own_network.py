@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdnet import DropPath, skip_branches
 from sdnet.config.errors import ConfigError
 from sdnet.launch.own_network import try_network
 from sdnet.models.gates import GRANULARITIES, Gated
@@ -68,12 +69,37 @@ def test_a_block_that_adds_its_branch_to_closed_rows_is_named(granularity):
         try_network(Net(Mlp(granularity, "no rows")), (3, 2, 2), 3)
 
 
+class Averaged(nn.Module):
+    """A block of somebody else, whose branch reads what has no row for each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.drop_path = nn.Linear(4, 4), DropPath(0.5)
+
+    def forward(self, x):
+        mean = x.mean(0, keepdim=True)
+        return x + mean + self.drop_path(self.layer(x) * mean)
+
+
+def test_a_branch_that_cannot_run_on_some_rows_is_found_before_the_run():
+    for granularity in ("batch", "sample"):
+        model = Net(Averaged())
+        skip_branches(model, granularity=granularity)
+        try_network(model, (3, 2, 2), 3)
+    model = Net(Averaged())
+    skip_branches(model, granularity="subset")
+    with pytest.raises(ConfigError, match=r"fails on .* Averaged: .* must be batch or sample, got"):
+        try_network(model, (3, 2, 2), 3)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_is_no_network_for_the_data_is_told_with_both_shapes(device):
     model = Net(Mlp("batch"), outputs=2).to(device)
     with pytest.raises(ConfigError, match=r"^model: Net must give logits \(N, 3\).*got \(4, 2\)"):
         try_network(model, (3, 2, 2), 3)
-    with pytest.raises(ConfigError, match=r"^model: Net fails on images \(4, 3, 5, 5\): Runtime"):
+    with pytest.raises(
+        ConfigError, match=r"^model: Net fails on images \(4, 3, 5, 5\), whose size is.*Runtime"
+    ):
         try_network(model, (3, 5, 5), 3)
     model.head = nn.Identity()
     model.norm.forward = lambda x: (x, x)

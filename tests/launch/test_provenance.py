@@ -56,7 +56,7 @@ def git(folder, *arguments):
 def test_the_provenance_says_how_to_repeat_a_run(typed, tmp_path):
     run = RunFolder(tmp_path / "run")
     run.create({"seed": 7}, provenance.origin({"seed": 7}))
-    provenance.note_device(run, torch.device("cpu"))
+    provenance.note_device(run, torch.device("cpu"), {})
     known = run.provenance()
     age = datetime.now(UTC) - datetime.fromisoformat(known.pop("started"))
     assert timedelta(seconds=-1) <= age < timedelta(minutes=5)
@@ -251,8 +251,8 @@ def test_a_run_is_not_taken_for_one_on_other_data(tmp_path):
     provenance.check_data(run, config, lambda config: 1 / 0)  # no run yet
     run.create(config, {})
     provenance.check_data(run, config, lambda config: 1 / 0)  # its data are always the same
-    provenance.note_device(run, torch.device("cpu"), "ab")
-    provenance.note_device(run, torch.device("cpu"))
+    provenance.note_device(run, torch.device("cpu"), {"data": "ab"})
+    provenance.note_device(run, torch.device("cpu"), {})
     provenance.check_data(run, config, lambda given: "ab" if given is config else None)
 
     def gone(config):

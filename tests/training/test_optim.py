@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from sdnet import Uniform, resnet_cifar, set_gates
-from sdnet.training.optim import ConstantRate, Cosine, MultiStep, factor_of, set_rate, zero_skipped
+from sdnet.training.optim import (
+    ConstantRate,
+    Cosine,
+    MultiStep,
+    factor_of,
+    parameters_of,
+    set_rate,
+    zero_skipped,
+)
 
 
 @pytest.mark.parametrize("epochs", range(1, 60))
@@ -99,6 +107,19 @@ def test_each_group_has_its_own_initial_rate_and_the_first_ones_is_told():
     second.grad = torch.ones(1)
     zero_skipped(optimizer)
     assert first.grad.tolist() == [0.0] and second.grad.tolist() == [1.0]
+
+
+def test_a_factor_puts_all_but_the_classifier_into_a_group_with_a_lower_rate():
+    model = resnet_cifar(8)
+    assert [*parameters_of(model, 0.5)] == [*model.parameters()]
+    optimizer = torch.optim.SGD(parameters_of(model, 0.5, 0.1), lr=0.5)
+    assert set_rate(optimizer, 0.5) == 0.25
+    head, rest = optimizer.param_groups
+    assert (head["lr"], rest["lr"]) == (0.25, pytest.approx(0.025))
+    assert head["params"] == [model.fc.weight, model.fc.bias]
+    assert rest["params"] == [p for n, p in model.named_parameters() if not n.startswith("fc.")]
+    with pytest.raises(ValueError, match=r"^backbone_factor must be 1 for Sequential, of.*0.1"):
+        parameters_of(torch.nn.Sequential(torch.nn.Linear(2, 2)), 0.5, 0.1)
 
 
 @pytest.mark.parametrize("skipped_update", ["decay", "freeze"])
