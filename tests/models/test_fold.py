@@ -50,7 +50,6 @@ FOREIGN = {
     "vit": tiny_vit,
     "convnext": tiny_convnext,
     "swin": tiny_swin,
-    "efficientnet": lambda: models.efficientnet_b0(num_classes=10),
     "timm vit": lambda: of_timm("vit_tiny_patch16_224", **SHAPES),
     "timm vit with LayerScale": lambda: of_timm("deit3_small_patch16_224", **SHAPES),
     "timm convnext": lambda: of_timm("convnext_atto", depths=(1, 1, 1, 1)),
