@@ -166,13 +166,15 @@ def export(
         written[kind.name] = content, difference
     place = run.path / "export" if out is None else out
     place.mkdir(parents=True, exist_ok=True)
+    facts["largest_logit"] = expected.abs().max().item()
     facts["largest_difference"] = {name: value for name, (_, value) in written.items()}
     for name, (content, difference) in written.items():
         with replacing(place / name) as file:
             file.write(content)
         say(f"{place / name}  {len(content):,} bytes; logits differ by {difference:.1g} at most")
     write_atomically(place / "export.json", json.dumps(facts, indent=2) + "\n")
-    say(f"for {facts['class']}; compared on {facts['compared_on']}")
+    largest = f"largest logit {facts['largest_logit']:.3g}"
+    say(f"for {facts['class']}; {largest}, on {facts['compared_on']}")
     return place
 
 

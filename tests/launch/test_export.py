@@ -56,7 +56,7 @@ def test_each_file_gives_the_runs_logits_to_those_who_have_only_it(run, capsys):
     facts = json.loads((out / "export.json").read_text())
     said = capsys.readouterr().out
     assert all(name in said for name in ("model.safetensors", "model.pt2", "model.onnx"))
-    assert f"for {facts['class']}; compared on 16 test images" in said
+    assert f"for {facts['class']}; largest logit {facts['largest_logit']:.3g}, on 16 test" in said
 
     model = sdnet.load_run(run)
     plain = eval(facts["class"])
