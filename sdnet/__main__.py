@@ -1,4 +1,5 @@
-"""`python -m sdnet train ...` trains; `python -m sdnet report <folders>` looks at what it left."""
+"""`python -m sdnet train ...` trains. `report <folders>` looks at what it left, `export <run>`
+writes a run's network for others."""
 
 import argparse
 import sys
@@ -42,6 +43,23 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0 if report is not None else 1
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    with _needs("train"):
+        from sdnet.config.errors import ConfigError
+        from sdnet.launch.export import export
+
+    from sdnet.runs.shown import visible
+
+    processes.interrupt_as_usual()
+    given = (arguments.out, arguments.checkpoint, arguments.format and arguments.format.split(","))
+    try:
+        export(arguments.run, *given, say=lambda line: print(visible(line)))
+    except (ConfigError, ValueError, OSError) as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
+        return 1
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sdnet", description=__doc__)
     commands = parser.add_subparsers(title="commands")
@@ -76,6 +94,27 @@ def _parser() -> argparse.ArgumentParser:
         help="log table and figures to W&B; default: as the runs were",
     )
     report.set_defaults(command=_report)
+    export = commands.add_parser(
+        "export",
+        help="a run's network as safetensors, torch.export and ONNX, for those without sdnet",
+        description="Writes the network of a run at full depth, survival probabilities folded into "
+        "its weights, and export.json, which says what it is. Each file is checked: it gives the "
+        "run's logits.",
+    )
+    export.add_argument("run", type=Path, help="a run folder")
+    export.add_argument(
+        "--checkpoint",
+        choices=("best", "last"),
+        default="best",
+        help="best: of the epoch whose test error is the result (default)",
+    )
+    export.add_argument(
+        "--format",
+        metavar="NAMES",
+        help="of safetensors,pt2,onnx; default: all whose packages are installed",
+    )
+    export.add_argument("--out", type=Path, metavar="FOLDER", help="default: export/ in the run")
+    export.set_defaults(command=_export)
     return parser
 
 

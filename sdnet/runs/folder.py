@@ -5,7 +5,7 @@
     metrics.csv        a row per evaluation
     summary.json       status and result
     checkpoints/       last.pt, the previous one of it, best.pt
-    figures/  wandb/   train.log
+    figures/  wandb/  export/  train.log
     lock               while a process works on the run
 
 Errors are percent, times seconds, sizes bytes. How files are written: `sdnet.runs.files`.
@@ -38,7 +38,7 @@ from sdnet.runs.identity import identity
 FILES = ("config.yaml", "provenance.json", "metrics.csv", "summary.json", "train.log", "lock")
 FILES += ("checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/best.pt")
 FILES += ("figures/survival.png", "figures/curves.png")
-FOLDERS = ("checkpoints", "figures", "wandb")
+FOLDERS = ("checkpoints", "figures", "wandb", "export")
 RESULT = ("best_epoch", "test_error", "final_test_error", "train_seconds", "eval_seconds")
 RESULT += ("blocks", "expected_active_blocks", "mean_active_blocks")  # of a completed run, to tell
 MOST_YAML, MOST_JSON = 2**18, 2**22  # bytes that are read: the former takes three seconds

@@ -4,7 +4,10 @@ import pytest
 import torch
 import torchvision.ops
 from torch import nn
+from torchvision.models import ConvNeXt, ResNet
+from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.resnet import BasicBlock as TorchvisionBlock
 
 from sdnet import (
     BasicBlock,
@@ -12,8 +15,10 @@ from sdnet import (
     GateSampler,
     StochasticDepth,
     Uniform,
+    add_stochastic_depth,
     resnet_cifar,
     set_gates,
+    skip_branches,
     stochastic_depth,
 )
 from sdnet.models.gates import GRANULARITIES
@@ -85,6 +90,38 @@ def test_a_feature_extractor_that_keeps_blocks_whole_keeps_their_gates():
 def test_scripting_a_network_says_what_to_script(training):
     with pytest.raises(RuntimeError, match=r"torch.jit.script\(torch.fx.symbolic_trace\(model"):
         torch.jit.script(network().train(training))
+
+
+TINY = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32}
+
+
+def tiny_vit():
+    timm = pytest.importorskip("timm")
+    return timm.create_model("vit_tiny_patch16_224", **TINY, drop_path_rate=0.1)
+
+
+REWRITTEN = {
+    "resnet": lambda: ResNet(TorchvisionBlock, [1, 1, 1, 1]),
+    "convnext": lambda: ConvNeXt([CNBlockConfig(8, None, 2)], stochastic_depth_prob=0.1),
+    "timm vit": tiny_vit,
+}
+
+
+@pytest.mark.parametrize("how", ["fx", "script", "trace", "export"])
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_a_rewritten_network_is_traced_at_full_depth_or_refused(name, how):
+    model, x = REWRITTEN[name](), torch.randn(4, 3, 32, 32)
+    cut = add_stochastic_depth if name == "resnet" else skip_branches
+    cut(model, schedule=Uniform(0.5), rescale="eval")
+    gates = GateSampler(model, seed=0).draw(0, 4)
+    for given in (None, gates):
+        set_gates(model, given)
+        with pytest.raises((RuntimeError, torch.jit.Error), match="training mode draws its gates"):
+            TRACED[how](model, x)(x)
+    model.eval()
+    assert torch.allclose(TRACED[how](model, x)(x), model(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match=r"torch.jit.script\(torch.fx.symbolic_trace\(model"):
+        torch.jit.script(model)
 
 
 class Masked(nn.Module):
