@@ -1,5 +1,7 @@
 """The layer of a network that gives its logits."""
 
+from typing import Any
+
 from torch import nn
 
 NAMES = ("fc", "classifier", "head", "heads")  # sdnet's and torchvision's
@@ -11,8 +13,9 @@ def classifier_names(model: nn.Module) -> list[str]:
     timm's networks tell which it is; in others it is the last one in what has a name of `NAMES`.
     Empty where there is none.
     """
-    if hasattr(model, "get_classifier"):
-        found = model.get_classifier()
+    ask: Any = getattr(model, "get_classifier", None)
+    if ask is not None:
+        found = ask()
         layers = found if isinstance(found, tuple | list) else [found]
     else:
         top = next((getattr(model, name) for name in NAMES if hasattr(model, name)), nn.Identity())

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
-from sdnet.models.cut import ASKS, SHAPES, VIEWS, CannotCut, result, trace
 from sdnet.models.cutting.gate import Gate
+from sdnet.models.cutting.nodes import ASKED, FACTS, VIEWS, result
+from sdnet.models.cutting.trace import CannotCut, trace
 from sdnet.models.gates import Gated
 from sdnet.models.layout import gate_paths
 
@@ -115,7 +116,7 @@ def _scaled(module: nn.Module, graph: Graph, node: Any) -> list[Tensor] | None:
 
 def _asks(node: Node) -> bool:
     """Whether a node only asks for a tensor's size."""
-    return node.target in ASKS or (node.target is getattr and node.args[1] in SHAPES)
+    return node.target in ASKED or (node.target is getattr and node.args[1] in FACTS)
 
 
 def _of_module(module: nn.Module) -> list[Tensor] | None:
