@@ -23,6 +23,11 @@ def _of_attention(layer: Any, inputs: tuple, output: tuple) -> int:
     return 2 * query.numel() * width + key.numel() * width + value.numel() * width
 
 
+def _of_windows(layer: Any, inputs: tuple, output: Tensor) -> int:
+    """torchvision's Swin: it hands the weights of its two linear layers to a function."""
+    return inputs[0].numel() * layer.qkv.out_features + output.numel() * layer.proj.in_features
+
+
 COUNTED: dict[type, Callable[..., int]] = {
     nn.Conv1d: _of_weight,
     nn.Conv2d: _of_weight,
@@ -30,6 +35,7 @@ COUNTED: dict[type, Callable[..., int]] = {
     nn.Linear: _of_weight,
     nn.MultiheadAttention: _of_attention,
 }
+BY_NAME = {"ShiftedWindowAttention": _of_windows, "ShiftedWindowAttentionV2": _of_windows}
 
 
 class Macs:
@@ -49,6 +55,7 @@ class Macs:
         copied = copy.deepcopy(model).eval()
         for name, module in copied.named_modules():
             count = next((c for kind, c in COUNTED.items() if isinstance(module, kind)), None)
+            count = BY_NAME.get(type(module).__name__, count)
             if count is not None:
                 module.register_forward_hook(self._hook(name, count))
         with torch.no_grad():
