@@ -12,7 +12,7 @@ def classifier_names(model: nn.Module) -> list[str]:
     Empty where there is none.
     """
     if hasattr(model, "get_classifier"):
-        found = model.get_classifier()
+        found = model.get_classifier()  # type: ignore[operator]
         layers = found if isinstance(found, tuple | list) else [found]
     else:
         top = next((getattr(model, name) for name in NAMES if hasattr(model, name)), nn.Identity())
