@@ -248,7 +248,7 @@ def commands_in_turn(several):
 COMMANDS = {
     "experiment=null": "experiment must be one of cifar100_resnet110, .*; for none leave it out",
     "dataset=nan": "dataset must be one of cifar10, .*, got nan",
-    "model=[1]": "model must be one of resnet_cifar, resnet_imagenet, tiny_resnet, got \\[1\\]",
+    "model=[1]": "model must be one of resnet_cifar, .*, torchvision, got \\[1\\]",
     "hydra.verbose=3": "AssertionError: .*in: hydra.verbose=3 .*",
     "~seed": "seed must be given, as seed=...: a whole number.*",
     "~show": "show must be given, as show=...: true, false or time",
