@@ -184,6 +184,12 @@ def test_the_call_that_is_told_makes_what_the_weights_are_for(text):
         network.load_state_dict(state, strict=True)
 
 
+def test_torchvisions_class_is_for_colour_images_alone():
+    told, plain = plain_network(composed("model=resnet_imagenet", "model.depth=18"), 7, 1)
+    assert told == "sdnet.resnet_imagenet(depth=18, num_classes=7, in_channels=1)"
+    assert plain.conv1.in_channels == 1
+
+
 @pytest.mark.parametrize("library", [OF_TIMM, OF_TORCHVISION])
 def test_of_a_network_by_name_it_is_the_librarys_own(library):
     node = {"_target_": library, "name": "x", "arch": "resnet18", "rescale": "eval", "options": {}}

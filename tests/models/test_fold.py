@@ -138,6 +138,12 @@ class Unweighted(Own):
         return x + self.layers(x)
 
 
+class Seen(Own):
+    def forward(self, x):
+        branch = self.layers(x)
+        return x + self.branch_weight(x)[0] * branch + branch.mean()
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()
@@ -171,6 +177,7 @@ ENDS = {
     "its block does not multiply by that": Unweighted(nn.Linear(4, 4)),
     "the weight of its last layer is computed": Own(Standardized(4, 4, 1), nn.Flatten()),
     "no weights": Own(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))),
+    "what it ends in is used elsewhere too": Seen(nn.Linear(4, 4)),
     "it is in training mode": Own(nn.Linear(4, 4)).train(),
 }
 
