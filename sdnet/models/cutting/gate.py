@@ -1,6 +1,6 @@
 """The gate that stands in a foreign network where its drop-path module was."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ class Gate(Gated):
         if isinstance(weight, float) and not weight:
             return shortcut.clone() if overwritten else shortcut
         if rows is None:
-            out = branch(block, *inputs)
+            out = self._run(branch, block, inputs)
             if isinstance(weight, float):
                 total = torch.add(shortcut, out, alpha=weight)
             else:
@@ -96,8 +96,25 @@ class Gate(Gated):
                 else:
                     value = take_rows(value, rows)
             given.append(value)
-        out = branch(block, *given)
+        out = self._run(branch, block, given)
         both = torch.result_type(shortcut, out)
         out = out.expand(len(rows), *shortcut.shape[1:])
         assert isinstance(weight, float)
         return add_rows(shortcut.to(both), out, rows, weight)
+
+    def _run(
+        self, branch: Callable[..., Tensor], block: nn.Module, inputs: Sequence[Any]
+    ) -> Tensor:
+        given = [value for value in inputs if self.training and isinstance(value, Tensor)]
+        before = [_version(value) for value in given]
+        out = branch(block, *inputs)
+        if [_version(value) for value in given] != before:
+            raise ValueError(
+                f"{type(block).__name__}: a module of its branch changes the branch's input in "
+                f"place, which behind a closed gate would not happen"
+            )
+        return out
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version
