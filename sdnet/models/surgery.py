@@ -307,8 +307,10 @@ def _cut_all(model: nn.Module, blocks: dict[str, nn.Module], strict: bool) -> li
             refused.append(Skip(full, gate.survival, None, reason))
             put_back(block, path)
     if not any(isinstance(module, Gate) for module in model.modules()):
-        found = f". {refused[0].module}: {refused[0].reason}" if refused else ""
-        raise ValueError(f"no residual branch of {type(model).__name__} can be cut out{found}")
+        found = "no block calls its drop-path module"
+        if refused:
+            found = f"{refused[0].module}: {refused[0].reason}"
+        raise ValueError(f"no residual branch of {type(model).__name__} can be cut out. {found}")
     return refused
 
 

@@ -251,6 +251,37 @@ def test_a_module_that_overwrites_the_input_of_a_branch_is_found_when_it_runs(gr
         block(torch.randn(3, 4))
 
 
+class Conditioned(Block):
+    def forward(self, x, y):
+        return x + self.drop(self.f(x * y.mean(0) + y.shape[0]))
+
+
+def test_rows_of_another_argument_are_no_guess():
+    block, x = Conditioned(), torch.randn(6, 4)
+    skip_branches(nn.Sequential(block), granularity="subset")
+    block(x, torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"reads another argument of 6 rows, .* got subset"):
+        block(x, x)
+
+
+class Halves(Block):
+    def __init__(self):
+        super().__init__()
+        self.f = nn.Linear(2, 2)
+
+    def forward(self, x):
+        first, second = x.chunk(2, 1)
+        return first + self.drop(self.f(second))
+
+
+def test_rows_of_the_parts_of_a_tensor():
+    block, x = Halves(), torch.randn(3, 4)
+    skip_branches(nn.Sequential(block), granularity="subset", rescale="none")
+    set_gates(block, [[True, False, True]])
+    expected = x[:, :2] + torch.tensor([[1.0], [0.0], [1.0]]) * block.f(x[:, 2:])
+    torch.testing.assert_close(block(x), expected)
+
+
 class Collides(Block):
     def __init__(self):
         super().__init__()
@@ -276,6 +307,16 @@ def test_names_and_operators_in_place():
     set_gates(block, [False])
     block(x)
     assert torch.equal(*kept[0])
+
+
+class CallsNone(Block):
+    def forward(self, x):
+        return x + self.f(x)
+
+
+def test_a_drop_path_module_that_no_block_calls():
+    with pytest.raises(ValueError, match=r"can be cut out\. no block calls its drop-path module"):
+        skip_branches(nn.Sequential(CallsNone()))
 
 
 def test_a_shallow_copy_and_the_meta_device():

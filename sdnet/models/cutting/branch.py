@@ -29,8 +29,9 @@ class Branch:
         ends: the node that is added.
         sum, shortcut: nodes of the block's graph.
         nodes: what runs only where the gate is open.
-        inputs: what it reads, and whether that has a row for each of the block's input. Sizes are
-            none of them: they are taken anew, since `subset` gates run the branch on fewer rows.
+        inputs: what it reads, and whether that has a row for each of the block's input; None, not
+            known, of other arguments. Sizes are none of them: they are taken anew, since `subset`
+            gates run the branch on fewer rows.
         layers: paths of the modules that it calls.
         overwritten: whether something changes the sum in place.
     """
@@ -40,7 +41,7 @@ class Branch:
     sum: Node
     shortcut: Node
     nodes: set[Node] = field(default_factory=set)
-    inputs: dict[Node, bool] = field(default_factory=dict)
+    inputs: dict[Node, bool | None] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
     overwritten: bool = False
 
@@ -147,7 +148,8 @@ def _find_inputs(graph: Graph, branch: Branch) -> None:
         if is_size(node):
             wanted += node.all_input_nodes
         elif node not in branch.nodes and node.op != "get_attr":
-            branch.inputs[node] = node in rows
+            other = any(n.op == "placeholder" for n in needed(node))
+            branch.inputs[node] = True if node in rows else None if other else False
 
 
 def _check_in_place(block: nn.Module, graph: Graph, branch: Branch) -> None:
