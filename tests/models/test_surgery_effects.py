@@ -309,6 +309,28 @@ def test_names_and_operators_in_place():
     assert torch.equal(*kept[0])
 
 
+class Tenth(DropPath):
+    def forward(self, x):
+        return 0.1 * super().forward(x)
+
+
+def test_a_drop_path_module_with_a_forward_of_its_own():
+    net = nn.Sequential(Block())
+    net[0].drop = Tenth(0.5)
+    with pytest.raises(ValueError, match=r"0\.drop: Tenth is a DropPath with a forward of its own"):
+        skip_branches(net)
+    assert skip_branches(net, drop_types=[Tenth])[0].survival == 0.5
+
+
+def test_a_drop_path_module_in_evaluation_mode_stays_so():
+    net, x = nn.Sequential(Block()), torch.randn(3, 4)
+    net[0].drop.eval()
+    skip_branches(net)
+    set_gates(net, [False])
+    torch.testing.assert_close(net(x), x + net[0].f(x))
+    assert not (restore_branches(net) and net[0].drop.training)
+
+
 class CallsNone(Block):
     def forward(self, x):
         return x + self.f(x)
