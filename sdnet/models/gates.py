@@ -105,7 +105,7 @@ class Gated(nn.Module):
 
     def _own_gate(self, x: Tensor) -> bool | Tensor | Subset:
         if self.granularity == "batch":
-            return bool(torch.rand(()) < self.survival)
+            return bool(torch.rand((), device="cpu") < self.survival)
         if self.granularity == "sample":
             return torch.rand(len(x), device=x.device) < self.survival
         chosen = torch.randperm(len(x), device=x.device)[: subset_size(len(x), self.survival)]

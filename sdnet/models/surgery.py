@@ -229,11 +229,17 @@ def _put_gates(
         if kind is not None:
             if module._forward_hooks or module._forward_pre_hooks:
                 raise ValueError(f"{path} has hooks, which a gate would not call")
+            if type(module).forward is not kind.forward:
+                own = type(module).__name__
+                raise ValueError(
+                    f"{path}: {own} is a {kind.__name__} with a forward of its own: "
+                    f"drop_types=[{own}] says that it drops rows, and does nothing else"
+                )
             survival = 1.0 - _rate(path, module, rates[kind])
             if rescale == "train" and getattr(module, "scale_by_keep", True) is False:
                 scaling = "none"
         gate = Gate(survival, granularity, scaling, kept=module)
-        setattr(parent, name, gate.train(parent.training))
+        setattr(parent, name, gate.train((parent if kind is None else module).training))
         blocks[holder] = block
     return blocks
 
@@ -307,8 +313,10 @@ def _cut_all(model: nn.Module, blocks: dict[str, nn.Module], strict: bool) -> li
             refused.append(Skip(full, gate.survival, None, reason))
             put_back(block, path)
     if not any(isinstance(module, Gate) for module in model.modules()):
-        found = f". {refused[0].module}: {refused[0].reason}" if refused else ""
-        raise ValueError(f"no residual branch of {type(model).__name__} can be cut out{found}")
+        found = "no block calls its drop-path module"
+        if refused:
+            found = f"{refused[0].module}: {refused[0].reason}"
+        raise ValueError(f"no residual branch of {type(model).__name__} can be cut out. {found}")
     return refused
 
 

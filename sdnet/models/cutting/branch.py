@@ -7,6 +7,7 @@ from torch.fx import Graph, Node
 
 from sdnet.models.cutting.gate import Gate
 from sdnet.models.cutting.nodes import (
+    base,
     changed_in_place,
     is_check,
     is_scale,
@@ -28,8 +29,9 @@ class Branch:
         ends: the node that is added.
         sum, shortcut: nodes of the block's graph.
         nodes: what runs only where the gate is open.
-        inputs: what it reads, and whether that has a row for each of the block's input. Sizes are
-            none of them: they are taken anew, since `subset` gates run the branch on fewer rows.
+        inputs: what it reads, and whether that has a row for each of the block's input; None, not
+            known, of other arguments. Sizes are none of them: they are taken anew, since `subset`
+            gates run the branch on fewer rows.
         layers: paths of the modules that it calls.
         overwritten: whether something changes the sum in place.
     """
@@ -39,7 +41,7 @@ class Branch:
     sum: Node
     shortcut: Node
     nodes: set[Node] = field(default_factory=set)
-    inputs: dict[Node, bool] = field(default_factory=dict)
+    inputs: dict[Node, bool | None] = field(default_factory=dict)
     layers: tuple[str, ...] = ()
     overwritten: bool = False
 
@@ -146,19 +148,26 @@ def _find_inputs(graph: Graph, branch: Branch) -> None:
         if is_size(node):
             wanted += node.all_input_nodes
         elif node not in branch.nodes and node.op != "get_attr":
-            branch.inputs[node] = node in rows
+            other = any(n.op == "placeholder" for n in needed(node))
+            branch.inputs[node] = True if node in rows else None if other else False
 
 
 def _check_in_place(block: nn.Module, graph: Graph, branch: Branch) -> None:
     """What the branch reads must be the same whenever it runs, and whether it runs or not."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     begins = min(order[node] for node in branch.nodes)
+    used = {base(block, arg) for node in branch.nodes for arg in node.all_input_nodes}
     for node in graph.nodes:
         changed = changed_in_place(block, node)
-        if changed is None or node is branch.sum:
+        if changed is None:
+            continue
+        if node is branch.sum:
+            later = [n for n in graph.nodes if order[n] > order[node] and not is_size(n)]
+            if any(base(block, arg) is changed for n in later for arg in n.all_input_nodes):
+                raise CannotCut(f"its sum changes {named(changed)} in place, which is used later")
             continue
         if node in branch.nodes and changed not in branch.nodes:
             raise CannotCut(f"{named(node)} in its branch changes the branch's input in place")
-        read = changed in branch.nodes or changed in branch.inputs
+        read = changed in branch.nodes or changed in used
         if node not in branch.nodes and read and begins < order[node] < order[branch.sum]:
             raise CannotCut(f"{named(node)} changes in place what its branch reads")

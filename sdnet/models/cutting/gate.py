@@ -1,6 +1,6 @@
 """The gate that stands in a foreign network where its drop-path module was."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Gate(Gated):
         branch: Callable[..., Tensor],
         block: nn.Module,
         inputs: tuple[Any, ...],
-        with_rows: tuple[bool, ...],
+        with_rows: tuple[bool | None, ...],
         overwritten: bool,
     ) -> Tensor:
         """shortcut + weight * branch(block, *inputs); with a closed gate nothing of it runs.
@@ -58,20 +58,20 @@ class Gate(Gated):
             shortcut: (N, ...).
             inputs: what the branch reads.
             with_rows: which of them have a row for each of the shortcut's, and are cut to the rows
-                that a `subset` gate leaves open.
+                that a `subset` gate leaves open; None: not known.
             overwritten: whether what is returned will be changed in place. Then it is never the
                 shortcut itself, which may be needed in the backward pass.
 
         Raises:
-            ValueError: an input of a `subset` branch without a row for each of the shortcut's, or a
-                sum of another shape than the shortcut.
+            ValueError: an input of a `subset` branch without a row for each of the shortcut's, or
+                one where that is not known; a sum of another shape than the shortcut.
         """
         branch = self.compiled(branch) if self.compiled else branch
         weight, rows = self.branch_weight(shortcut)
         if isinstance(weight, float) and not weight:
             return shortcut.clone() if overwritten else shortcut
         if rows is None:
-            out = branch(block, *inputs)
+            out = self._run(branch, block, inputs)
             if isinstance(weight, float):
                 total = torch.add(shortcut, out, alpha=weight)
             else:
@@ -85,19 +85,50 @@ class Gate(Gated):
         n, whole = len(shortcut), shortcut
         given = []
         for value, has_rows in zip(inputs, with_rows, strict=True):
-            if has_rows and isinstance(value, Tensor):
-                if value.ndim == 0 or len(value) != n:
-                    raise ValueError(
-                        f"{type(block).__name__}: its branch reads {tuple(value.shape)} where the "
-                        f"batch has {n} rows: granularity must be batch or sample, got subset"
-                    )
-                if value is whole:
-                    shortcut, value = split_rows(value, rows)
-                else:
-                    value = take_rows(value, rows)
+            if has_rows is None and isinstance(value, Tensor) and value.ndim and len(value) == n:
+                raise ValueError(
+                    f"{type(block).__name__}: its branch reads another argument of {n} rows, "
+                    f"{tuple(value.shape)}, and whether they are the batch's cannot be told: "
+                    f"granularity must be batch or sample, got subset"
+                )
+            if value is whole:
+                shortcut, value = split_rows(value, rows)
+            elif has_rows:
+                value = _rows_of(value, rows, n, block)
             given.append(value)
-        out = branch(block, *given)
+        out = self._run(branch, block, given)
         both = torch.result_type(shortcut, out)
         out = out.expand(len(rows), *shortcut.shape[1:])
         assert isinstance(weight, float)
         return add_rows(shortcut.to(both), out, rows, weight)
+
+    def _run(
+        self, branch: Callable[..., Tensor], block: nn.Module, inputs: Sequence[Any]
+    ) -> Tensor:
+        given = [value for value in inputs if self.training and isinstance(value, Tensor)]
+        before = [_version(value) for value in given]
+        out = branch(block, *inputs)
+        if [_version(value) for value in given] != before:
+            raise ValueError(
+                f"{type(block).__name__}: a module of its branch changes the branch's input in "
+                f"place, which behind a closed gate would not happen"
+            )
+        return out
+
+
+def _rows_of(value: Any, rows: Tensor, n: int, block: nn.Module) -> Any:
+    """Rows of a tensor, or of each in a tuple, e.g. the parts of a `chunk`."""
+    if isinstance(value, tuple | list):
+        return tuple(_rows_of(part, rows, n, block) for part in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 0 or len(value) != n:
+        raise ValueError(
+            f"{type(block).__name__}: its branch reads {tuple(value.shape)} where the batch has "
+            f"{n} rows: granularity must be batch or sample, got subset"
+        )
+    return take_rows(value, rows)
+
+
+def _version(value: Tensor) -> int:
+    return 0 if value.is_inference() else value._version

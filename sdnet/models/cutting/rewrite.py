@@ -148,7 +148,7 @@ def _branches(
                 target = called[str(node.target)]
                 before = sum(_first(path) == target for _, path in wanted)
                 wanted.append((node, _numbered(target, before + 1)))
-    branches = []
+    branches: list[Branch] = []
     for node, path in wanted:
         try:
             if _is_result(graph, node) and len(wanted) == 1 and node.target in paths:
@@ -156,7 +156,10 @@ def _branches(
                 continue
             if path != _first(path) and node.target in ends:
                 raise CannotCut("its module is called twice")
-            branches.append(find(block, graph, node, path))
+            branch = find(block, graph, node, path)
+            if any(other.sum is branch.sum for other in branches):
+                raise CannotCut("it is added to another branch, and not to a shortcut")
+            branches.append(branch)
             _ensure(block, path)
         except CannotCut as error:
             reasons.setdefault(_first(path), str(error))
@@ -198,11 +201,12 @@ def _assign(block: nn.Module, traces: list[Trace], cuts: list[list[Branch]]) -> 
     sources = [writer.source() for writer in writers]
     known = [tuple((name, id(value)) for name, value in w.known.items()) for w in writers]
     by_default = any(t.by_default for t in traces)
-    key = (own, *sources, *known, by_default)
+    settings = {name: value for t in traces for name, value in t.settings.items()}
+    key = (own, *sources, *known, by_default, repr(settings))
     if key not in _classes:
         functions = [_executed(own, s, w.known) for s, w in zip(sources, writers, strict=True)]
         layers = {b.gate: b.layers for b in cuts[0]}
-        _classes[key] = _class(own, functions, layers, by_default)
+        _classes[key] = _class(own, functions, layers, by_default, settings)
     block.__class__ = _classes[key]
 
 
@@ -215,7 +219,9 @@ def _executed(own: type, source: str, known: dict[str, Any]) -> Callable:
     return defined["forward"]
 
 
-def _class(own: type, cuts: list[Callable], layers: dict, by_default: bool) -> type:
+def _class(
+    own: type, cuts: list[Callable], layers: dict, by_default: bool, settings: dict[str, Any]
+) -> type:
     paths = tuple(layers)
     in_training, in_evaluation = cuts[0], cuts[-1]
 
@@ -223,6 +229,7 @@ def _class(own: type, cuts: list[Callable], layers: dict, by_default: bool) -> t
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.training and _all_whole(self, paths):
             return own.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
+        _check_settings(own, self, settings)
         if by_default:
             args, kwargs = _without_defaults(own, self, args, kwargs), {}
         return (in_training if self.training else in_evaluation)(self, *args, **kwargs)
@@ -233,12 +240,18 @@ def _class(own: type, cuts: list[Callable], layers: dict, by_default: bool) -> t
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
+    def copied(self: Any) -> Any:
+        same = _blank(type(self))
+        same.__dict__.update(self.__dict__)
+        return same
+
     def reduced(self: Any, protocol: Any) -> tuple:
         reduce: Any = own.__reduce_ex__
         state = reduce(self, protocol)[2]
         return _blank, (own,), state, None, None, _filled
 
-    known = {"forward": forward, "__deepcopy__": deepcopied, "__reduce_ex__": reduced}
+    known = {"forward": forward, "__copy__": copied, "__deepcopy__": deepcopied}
+    known["__reduce_ex__"] = reduced
     named = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
     return type(own.__name__, (own,), known | named | {"branch_layers": layers, "cut_of": own})
 
@@ -247,6 +260,17 @@ def _all_whole(block: nn.Module, paths: tuple[str, ...]) -> bool:
     """Whether in evaluation the gates of a block leave its branches as they are."""
     gates: list[Any] = [block.get_submodule(path) for path in paths]
     return all(not gate.training and gate.weight_in_evaluation() == 1.0 for gate in gates)
+
+
+def _check_settings(own: type, block: nn.Module, settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        now = getattr(block, name)
+        if now is not value and (type(now) is not type(value) or now != value):
+            shown = type(now).__name__ if isinstance(now, Tensor | nn.Module) else repr(now)
+            raise ValueError(
+                f"{own.__name__}: its branches were cut out for {name}={value!r}, now it is "
+                f"{shown}: set it before skip_branches, or undo that by restore_branches first"
+            )
 
 
 def _without_defaults(own: type, block: nn.Module, args: tuple, kwargs: dict) -> tuple:

@@ -27,7 +27,7 @@ class Writer:
         self._names: dict[int, str] = {}
 
     def source(self) -> str:
-        """Functions `branch_0`, ... and `forward`."""
+        """Functions `BRANCH_0`, ... (torch.fx names no node in capitals) and `forward`."""
         functions = [self._branch(number, b) for number, b in enumerate(self.branches)]
         return "\n".join([*functions, self._forward()])
 
@@ -39,7 +39,7 @@ class Writer:
             within |= _until(node, branch.inputs)  # sizes and parameters
         body = [node for node in self.graph.nodes if node in within]
         lines = self._statements(body, inner, {branch.ends})
-        return _function(f"branch_{number}({names})", [*lines, f"return {branch.ends.name}"])
+        return _function(f"BRANCH_{number}({names})", [*lines, f"return {branch.ends.name}"])
 
     def _forward(self) -> str:
         arguments, lines, body = ["self"], [], []
@@ -86,7 +86,7 @@ class Writer:
         rows = _tuple(str(has_rows) for has_rows in branch.inputs.values())
         return (
             f"{_path(branch.gate)}.add_branch({branch.shortcut.name}, "
-            f"branch_{self.branches.index(branch)}, self, {inputs}, {rows}, {branch.overwritten})"
+            f"BRANCH_{self.branches.index(branch)}, self, {inputs}, {rows}, {branch.overwritten})"
         )
 
     def _expression(self, node: Node) -> str:

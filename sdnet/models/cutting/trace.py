@@ -7,13 +7,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, Node, Tracer
+from torch.autograd import Function
+from torch.fx import Graph, Node, Proxy, Tracer
+
+from sdnet.models.cutting.effects import PLAIN, effects_undone
 
 REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
+DICTS = ("dict", "immutable_dict")
 
 
 class CannotCut(ValueError):
     """Why a branch cannot be cut out."""
+
+
+class _Value(Proxy):
+    """Of `x += y` it notes that x changes in place, where torch.fx makes `x + y` of it."""
+
+
+def _noted(operation: Any) -> Any:
+    def method(self: Proxy, other: Any) -> Proxy:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    return method
+
+
+for _name in IN_PLACE:
+    setattr(_Value, f"__{_name}__", _noted(getattr(operator, _name)))
 
 
 class _Tracer(Tracer):
@@ -27,7 +47,39 @@ class _Tracer(Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, Tensor) and not isinstance(a, nn.Parameter):
             raise CannotCut("it makes a tensor that does not follow from its input")
+        if isinstance(a, dict) and type(a).__name__ not in DICTS:
+            raise CannotCut(f"it makes a {type(a).__name__}: a trace would make a plain dict of it")
         return super().create_arg(a)
+
+    def proxy(self, node: Node) -> Proxy:
+        return _Value(node, self)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        if not torch.is_grad_enabled() or _autocasts() != self.autocasts:
+            raise CannotCut("it computes in torch.no_grad or torch.autocast, which a trace loses")
+        return super().create_node(*args, **kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Graph:
+        self.autocasts = _autocasts()
+        apply = vars(Function)["apply"]
+
+        def checked(own: Any, *given: Any, **named: Any) -> Any:
+            if any(isinstance(value, Proxy) for value in (*given, *named.values())):
+                raise CannotCut(f"it calls {own.__name__}.apply, whose backward pass a trace loses")
+            return apply.__get__(None, own)(*given, **named)
+
+        try:
+            Function.apply = classmethod(checked)  # type: ignore[method-assign, assignment]
+            with torch.enable_grad():
+                return super().trace(*args, **kwargs)
+        finally:
+            Function.apply = apply  # type: ignore[method-assign]
+
+
+def _autocasts() -> int:
+    """How many torch.autocast are entered, those that switch it off too."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
 
 
 @dataclass
@@ -36,10 +88,13 @@ class Trace:
 
     Attributes:
         by_default: whether it holds only where arguments that have a default are left out.
+        settings: the block's attributes that are numbers and the like, which it read: it holds
+            only for those.
     """
 
     graph: Graph
     by_default: bool
+    settings: dict[str, Any]
 
     @property
     def text(self) -> list[str]:
@@ -55,24 +110,52 @@ def trace(block: nn.Module, training: bool = True) -> Trace:
     if "forward" in vars(block):
         raise CannotCut("its forward was replaced by hand")
     own, was_training = type(block), block.training
+    asked = getattr(getattr(own.forward, "__code__", None), "co_names", ())
+    if "is_tensor" in asked or {"isinstance", "Tensor"} <= set(asked):
+        raise CannotCut("its forward asks whether something is a Tensor, which a trace denies")
     parameters = list(inspect.signature(own.forward).parameters.values())[1:]
     needed = [p.name for p in parameters if p.default is p.empty and p.kind in REQUIRED]
     defaults = {p.name: p.default for p in parameters if p.name not in needed}
+    read: set[str] = set()
+    reading = _reading(own, read)
     try:
         block.training = training
-        if not defaults:
-            return Trace(_traced(block), False)
-        block.__class__ = _without_defaults(own, needed)
-        fixed = _traced(block)
-        block.__class__ = own
-        try:
-            free = _traced(block)
-        except CannotCut:
-            return Trace(fixed, True)
-        same = _text(free, defaults) == _text(fixed, {})
-        return Trace(free, False) if same else Trace(fixed, True)
+        block.__class__ = _without_defaults(reading, needed) if defaults else reading
+        graph, by_default = _traced(block), False
+        settings = _settings(block, read)
+        if defaults:
+            block.__class__ = reading
+            try:
+                free = _traced(block)
+                by_default = _text(free, defaults) != _text(graph, {})
+                graph = graph if by_default else free
+            except CannotCut:
+                by_default = True
+        return Trace(graph, by_default, settings)
     finally:
         block.__class__, block.training = own, was_training
+
+
+def _reading(own: type[nn.Module], read: set[str]) -> type:
+    """A class that notes which attributes are read."""
+
+    def noted(self: Any, name: str) -> Any:
+        read.add(name)
+        return own.__getattribute__(self, name)
+
+    return type(own.__name__, (own,), {"__getattribute__": noted})
+
+
+def _settings(block: nn.Module, read: set[str]) -> dict[str, Any]:
+    absent = {
+        n: v for d in (block._modules, block._parameters, block._buffers) for n, v in d.items()
+    }
+    found = absent | vars(block)
+    return {
+        name: found[name]
+        for name in sorted(read & set(found) - set(vars(nn.Module())))
+        if type(found[name]) in PLAIN
+    }
 
 
 def _without_defaults(own: type[nn.Module], needed: list[str]) -> type:
@@ -85,12 +168,15 @@ def _without_defaults(own: type[nn.Module], needed: list[str]) -> type:
 
 def _traced(block: nn.Module) -> Graph:
     try:
-        graph = _Tracer().trace(block)
+        with effects_undone(block) as effects:
+            graph = _Tracer().trace(block)
     except CannotCut:
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise CannotCut(f"torch.fx cannot trace it: {type(error).__name__}: {reason}") from error
+    if effects:
+        raise CannotCut(f"its forward {effects[0]}, which a trace does once for all")
     for node in reversed(graph.nodes):  # of `x, _ = ...` that which nobody needs
         if node.target is operator.getitem and not node.users:
             graph.erase_node(node)
