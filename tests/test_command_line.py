@@ -202,7 +202,7 @@ def test_only_what_is_used_is_imported(train, overrides, also_used):
     [
         ("schedule.p_L=0", "schedule.p_L must be a number with 0 < p_L <= 1"),
         ("schedule.pL=0.5", "schedule.pL is not a setting; did you mean p_L?"),
-        ("schedule=linear", "schedule must be one of constant, linear_decay"),
+        ("schedule=linear", "schedule must be one of constant, drop_path, linear_decay"),
         ("model.depth=21", "model.depth must be 6n+2"),
         ("model.block._target_=os.system", "model.block._target_=os.system is not allowed"),
         ("dataset=image_folder dataset.root=nowhere", "dataset.root 'nowhere' is not a folder"),

@@ -248,7 +248,7 @@ def test_the_beginning_of_a_run():
     trainer = SimpleNamespace(
         loaders={name: SimpleNamespace(count=count) for name, count in parts.items()},
         model=torch.nn.Linear(99, 12),
-        stage_blocks=(3, 4),
+        layout=SimpleNamespace(gates=range(7)),
         epochs=30,
         steps_per_epoch=97,
         device=torch.device("cpu"),

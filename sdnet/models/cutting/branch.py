@@ -33,7 +33,8 @@ class Branch:
             known, of other arguments. Sizes are none of them: they are taken anew, since `subset`
             gates run the branch on fewer rows.
         layers: paths of the modules that it calls.
-        overwritten: whether something changes the sum in place.
+        overwritten: whether something may change the sum in place: the block does, or gives it
+            back, and what others do with it cannot be seen.
     """
 
     gate: str
@@ -120,7 +121,9 @@ def _found(block: nn.Module, graph: Graph, branch: Branch) -> Branch:
     _check_used_inside(graph, branch)
     _find_inputs(graph, branch)
     _check_in_place(block, graph, branch)
-    branch.overwritten = any(changed_in_place(block, n) is branch.sum for n in graph.nodes)
+    given = next(n.all_input_nodes for n in graph.nodes if n.op == "output")
+    changed = [changed_in_place(block, node) for node in graph.nodes]
+    branch.overwritten = branch.sum in (*changed, *(base(block, node) for node in given))
     return branch
 
 

@@ -59,8 +59,8 @@ class Gate(Gated):
             inputs: what the branch reads.
             with_rows: which of them have a row for each of the shortcut's, and are cut to the rows
                 that a `subset` gate leaves open; None: not known.
-            overwritten: whether what is returned will be changed in place. Then it is never the
-                shortcut itself, which may be needed in the backward pass.
+            overwritten: whether what is returned may be changed in place. Then it is never the
+                shortcut itself, which others may use, and the backward pass.
 
         Raises:
             ValueError: an input of a `subset` branch without a row for each of the shortcut's, or
