@@ -1,6 +1,6 @@
 """Time of a training step of timm's and torchvision's networks: their masks against gates.
 
-    python benchmarks/any_network.py                        # every network: a quarter of an hour
+    python benchmarks/any_network.py                        # every network: half an hour
     python benchmarks/any_network.py --nets swin_t --rates 0.2 --profile
 
 A step is forward, backward and SGD with momentum on one fixed batch. Each network takes turns with
@@ -44,10 +44,10 @@ def of_timm(arch: str, **options: int) -> Callable[[float], nn.Module]:
     return lambda rate: timm.create_model(arch, num_classes=10, drop_path_rate=rate, **options)
 
 
-def of_torchvision(arch: str) -> Callable[[float], nn.Module]:
+def of_torchvision(arch: str, **options: int) -> Callable[[float], nn.Module]:
     make = getattr(torchvision.models, arch)
     if arch.startswith(("resnet", "vit")):  # which have no drop path
-        return lambda rate: make(num_classes=10)
+        return lambda rate: make(num_classes=10, **options)
     if arch.startswith(("swin", "maxvit")):  # which take no rate
         return partial(_with_rate, make)
     return lambda rate: make(num_classes=10, stochastic_depth_prob=rate)
@@ -82,7 +82,7 @@ NETS: dict[str, tuple[Callable[[float], nn.Module], int, int]] = {  # size and n
     "tv swin_t": (of_torchvision("swin_t"), 128, 16),
     "tv efficientnet_v2_s": (of_torchvision("efficientnet_v2_s"), 96, 16),
     "tv resnet50": (of_torchvision("resnet50"), 128, 16),
-    "tv vit_b_16": (of_torchvision("vit_b_16"), 224, 2),
+    "tv vit_b_16": (of_torchvision("vit_b_16", image_size=96), 96, 8),
 }
 
 

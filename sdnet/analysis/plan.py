@@ -19,7 +19,7 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: nn.Mo
     # Of sdnet's own networks the number says which; one that was rewritten has its own names.
     rewritten = any(isinstance(module, Gate) for module in model.modules())
     columns = ["block", "stage", "p_l", "parameters", "multiply-adds"]
-    table = Table(*columns, *(["gate"] if rewritten else []), title=title)
+    table = Table(*columns, *(["share", "gate"] if rewritten else []), title=title)
     for column in table.columns[: len(columns)]:
         column.justify = "right"
     for i, block in enumerate(cost.blocks, start=1):
@@ -31,7 +31,7 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: nn.Mo
             f"{block.survival:.4f}",
             f"{block.parameters:,}",
             f"{macs:,}",
-            *([block.module] if rewritten else []),
+            *([f"{macs / cost.macs:.1%}", block.module] if rewritten else []),
             end_section=last_of_stage,
         )
     table.add_section()
