@@ -18,7 +18,6 @@ With --profile, the operations that take most of a `subset` step and of a masked
 """
 
 import argparse
-import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -30,6 +29,7 @@ from measure import fixed_gates, interleaved, machine
 from torch import nn
 
 from sdnet import GateSampler, LinearDecay, add_stochastic_depth, set_gates, skip_branches
+from sdnet.models.cutting.drops import has_drop_path
 from sdnet.models.gates import gated_modules
 from sdnet.models.layout import Layout
 from sdnet.models.macs import Macs
@@ -87,9 +87,9 @@ NETS: dict[str, tuple[Callable[[float], nn.Module], int, int]] = {  # size and n
 
 
 def gates_in(net: nn.Module, rate: float, granularity: str) -> None:
-    try:
+    if has_drop_path(net):
         skip_branches(net, granularity=granularity)
-    except ValueError:  # it has no drop path
+    else:
         schedule = LinearDecay(1 - rate, rule="timm")
         add_stochastic_depth(net, schedule, granularity=granularity)
 
@@ -110,15 +110,14 @@ class Contender:
                 self.vectors = [sampler.draw(t, len(x)) for t in range(VECTORS)]
             opened = [torch.as_tensor(v).double().view(len(survival), -1) for v in self.vectors]
             self.opened = torch.cat(opened, 1).mean(1).tolist()
-        layout_of = torch.channels_last
-        self.net.to(DEVICE, memory_format=layout_of).train()
-        self.x = x.to(DEVICE).contiguous(memory_format=layout_of)
+        self.net.to(DEVICE, memory_format=torch.channels_last).train()
+        self.x = x.to(DEVICE).contiguous(memory_format=torch.channels_last)
         self.labels = (torch.arange(len(x)) % 10).to(DEVICE)
         self.optimizer = torch.optim.SGD(self.net.parameters(), 0.001, 0.9)
 
     def bound(self) -> float:
         """The share of the multiply-adds that the gates leave."""
-        macs = Macs(copy.deepcopy(self.net).cpu(), self.x.shape[1:])
+        macs = Macs(self.net, self.x.shape[1:])
         saved = [branch for branch, _ in macs.of_gates().values()]
         left = sum((1 - o) * n for o, n in zip(self.opened, saved, strict=True))
         return 1 - left / macs.total

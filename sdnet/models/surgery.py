@@ -5,14 +5,14 @@ such a module behind a gate, in place: the same parameters under the same names,
 runs nothing.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import nn
 
-from sdnet.models.checks import check_choice, check_drop_rate
+from sdnet.models.checks import check_choice
+from sdnet.models.cutting.drops import DropTypes, Kind, imported, places, rate_of, rates_of
 from sdnet.models.cutting.gate import Gate
 from sdnet.models.cutting.rewrite import (
     ADDED,
@@ -27,10 +27,7 @@ from sdnet.models.cutting.rewrite import (
 from sdnet.models.gates import GRANULARITIES, RESCALES, Gated, gated_modules, set_survival
 from sdnet.models.layout import Layout
 from sdnet.models.macs import shares_of
-from sdnet.models.stochastic_depth import DropPath, StochasticDepth
 
-RATES = ("drop_prob", "p", "drop_rate")
-KNOWN = {"timm.layers.drop": ("DropPath",), "torchvision.ops": ("StochasticDepth",)}
 # Blocks without such a module whose sum `add_stochastic_depth` knows to be that of the paper.
 BLOCKS = {
     "torchvision.models.resnet": ("BasicBlock", "Bottleneck"),
@@ -38,8 +35,6 @@ BLOCKS = {
     "torchvision.models.regnet": ("ResBottleneckBlock",),
     "timm.models.resnet": ("BasicBlock", "Bottleneck"),
 }
-Kind = type[nn.Module]
-DropTypes = Sequence[Kind] | Mapping[Kind, str]
 
 
 class Skip(NamedTuple):
@@ -94,7 +89,7 @@ def skip_branches(
     """
     check_choice("granularity", granularity, GRANULARITIES)
     check_choice("rescale", rescale, RESCALES)
-    rates = _rates_of(drop_types)
+    rates = rates_of(drop_types)
     with _all_or_nothing(model):
         blocks = _put_gates(model, rates, granularity, rescale)
         if not blocks:
@@ -132,7 +127,7 @@ def add_stochastic_depth(
         raise ValueError(
             f"schedule must be a survival schedule, e.g. LinearDecay(), got {schedule!r}"
         )
-    types = (*block_types, *_imported(BLOCKS))
+    types = (*block_types, *imported(BLOCKS))
     with _all_or_nothing(model):
         blocks = {name: m for name, m in model.named_modules() if isinstance(m, types)}
         if not blocks:
@@ -177,39 +172,6 @@ def _all_or_nothing(model: nn.Module) -> Iterator[None]:
         raise
 
 
-# Which modules drop, and with which rate.
-
-
-def _rates_of(drop_types: DropTypes) -> dict[Kind, str | None]:
-    """Classes of modules that drop, and where they keep their rate; None: in one of `RATES`."""
-    own = dict(drop_types) if isinstance(drop_types, Mapping) else dict.fromkeys(drop_types)
-    for kind in own:
-        if not isinstance(kind, type) or not issubclass(kind, nn.Module):
-            raise ValueError(f"drop_types must be classes of modules, got {kind!r}")
-    return {**own, **dict.fromkeys([DropPath, StochasticDepth, *_imported(KNOWN)])}
-
-
-def _imported(known: Mapping[str, Sequence[str]]) -> list[Kind]:
-    """Those classes whose module this process has imported: no other can be in a network."""
-    loaded = {name: sys.modules[name] for name in known if name in sys.modules}
-    return [getattr(loaded[name], kind) for name in loaded for kind in known[name]]
-
-
-def _rate(name: str, module: nn.Module, attribute: str | None) -> float:
-    """The drop rate of a module.
-
-    Raises:
-        ValueError: it has none, or none that leaves something.
-    """
-    for key in RATES if attribute is None else (attribute,):
-        if getattr(module, key, None) is not None:
-            return check_drop_rate(f"{name}.{key}", getattr(module, key))
-    raise ValueError(
-        f"{name}: {type(module).__name__} has no attribute {' or '.join(RATES)}: "
-        f"drop_types={{{type(module).__name__}: 'its name'}} says which one is its drop rate"
-    )
-
-
 def _put_gates(
     model: nn.Module, rates: dict[Kind, str | None], granularity: str, rescale: str
 ) -> dict[str, nn.Module]:
@@ -218,7 +180,7 @@ def _put_gates(
     A module that stands in several places becomes a gate in each.
     """
     blocks: dict[str, nn.Module] = {}
-    for parent_path, name in _places(model, tuple(rates)):
+    for parent_path, name in places(model, tuple(rates)):
         path = f"{parent_path}.{name}".lstrip(".")
         holder = _holder(model, path)
         block, parent = model.get_submodule(holder), model.get_submodule(parent_path)
@@ -235,36 +197,13 @@ def _put_gates(
                     f"{path}: {own} is a {kind.__name__} with a forward of its own: "
                     f"drop_types=[{own}] says that it drops rows, and does nothing else"
                 )
-            survival = 1.0 - _rate(path, module, rates[kind])
+            survival = 1.0 - rate_of(path, module, rates[kind])
             if rescale == "train" and getattr(module, "scale_by_keep", True) is False:
                 scaling = "none"
         gate = Gate(survival, granularity, scaling, kept=module)
         setattr(parent, name, gate.train((parent if kind is None else module).training))
         blocks[holder] = block
     return blocks
-
-
-def _places(model: nn.Module, kinds: tuple[Kind, ...]) -> list[tuple[str, str]]:
-    """Where drop-path modules stand: path of the parent, name in it.
-
-    Where a block's rate is zero, timm has an Identity, or None, instead: other blocks of that class
-    tell.
-    """
-    parents = list(model.named_modules())
-    found = [
-        (path, name)
-        for path, parent in parents
-        for name, child in parent._modules.items()
-        if isinstance(child, kinds)
-    ]
-    of_class = {(type(model.get_submodule(path)), name) for path, name in found}
-    for path, parent in parents:
-        for kind, name in of_class:
-            if type(parent) is kind and kind not in (*CONTAINERS, nn.Sequential):
-                idle = getattr(parent, name, False)
-                if idle is None or type(idle) is nn.Identity:
-                    found.append((path, name))
-    return found
 
 
 def _holder(model: nn.Module, path: str) -> str:

@@ -7,10 +7,11 @@ from typing import Any
 from torch import nn
 
 from sdnet.models.checks import check_choice, check_drop_rate
+from sdnet.models.cutting.drops import has_drop_path
 from sdnet.models.gates import GRANULARITIES, RESCALES, gated_modules
 from sdnet.models.pretrained import load_pretrained
 from sdnet.models.schedules import ScheduleError
-from sdnet.models.surgery import BLOCKS, KNOWN, add_stochastic_depth, skip_branches
+from sdnet.models.surgery import BLOCKS, add_stochastic_depth, skip_branches
 
 RATE = 0.1  # any above 0: timm then puts drop-path modules in. What survives, the schedule says
 # Arguments of their builders that are set here, or would load or download something.
@@ -136,9 +137,8 @@ def _gated(
     check_choice("granularity", granularity, GRANULARITIES)
     check_choice("rescale", rescale, RESCALES)
     found = {(type(m).__module__, type(m).__name__) for m in model.modules()}
-    drops = {name for names in KNOWN.values() for name in names}
     try:
-        if any(name in drops for _, name in found):
+        if has_drop_path(model):
             skip_branches(model, schedule=schedule, granularity=granularity, rescale=rescale)
         elif any(name in BLOCKS.get(module, ()) for module, name in found):
             add_stochastic_depth(model, schedule, granularity=granularity, rescale=rescale)

@@ -17,9 +17,9 @@ from sdnet import (
     set_gates,
     skip_branches,
 )
+from sdnet.models.cutting.drops import KNOWN, imported
 from sdnet.models.cutting.gate import Gate
 from sdnet.models.gates import gated_modules
-from sdnet.models.surgery import KNOWN, _imported
 from tests.models.networks import WITH_DROP_PATH, WITHOUT
 
 N = 5
@@ -43,7 +43,7 @@ def gated(net, name, **options):
 
 
 def drop_paths(net):
-    kinds = (DropPath, StochasticDepth, *_imported(KNOWN))
+    kinds = (DropPath, StochasticDepth, *imported(KNOWN))
     return [module for module in net.modules() if isinstance(module, kinds)]
 
 

@@ -231,7 +231,7 @@ def _class(
             return own.forward(self, *args, **kwargs)  # type: ignore[attr-defined]
         _check_settings(own, self, settings)
         if by_default:
-            args, kwargs = _without_defaults(own, self, args, kwargs), {}
+            args, kwargs = _needed_arguments(own, self, args, kwargs), {}
         return (in_training if self.training else in_evaluation)(self, *args, **kwargs)
 
     def deepcopied(self: Any, memo: dict) -> Any:
@@ -273,7 +273,7 @@ def _check_settings(own: type, block: nn.Module, settings: dict[str, Any]) -> No
             )
 
 
-def _without_defaults(own: type, block: nn.Module, args: tuple, kwargs: dict) -> tuple:
+def _needed_arguments(own: type, block: nn.Module, args: tuple, kwargs: dict) -> tuple:
     """The arguments without those that have their default anyway.
 
     Raises:
