@@ -31,13 +31,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure import machine, seconds_of
+from measure import machine, seconds_of, synchronize
 
 from sdnet import LinearDecay, resnet_cifar
 from sdnet.data.loader import Loader
 from sdnet.data.split import Split
 from sdnet.data.splits import Normalization
 from sdnet.models.compile import compile_branches
+from sdnet.models.fast.graphs import recorded
 from sdnet.models.gates import GRANULARITIES
 from sdnet.runs.folder import RunFolder
 from sdnet.training import device as devices
@@ -96,6 +97,7 @@ def make(
     channels_last: bool = True,
     granularity: str = "batch",
     compiled: bool = False,
+    graphs: bool = False,
     deterministic: bool = False,
     count: int | None = None,
     folder: Path | None = None,
@@ -125,6 +127,8 @@ def make(
     if run and not run.holds_run():
         run.create(config, {})
     trainer = Trainer(model, schedule, optimizer, ConstantRate(), loaders, config, run)
+    if graphs:
+        trainer.network, trainer.update = recorded(model, optimizer, SIZE.batch, True)
     trainer.model.train()
     return trainer
 
@@ -215,12 +219,22 @@ def where_it_waits(work: Callable[[], object]) -> str:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def speed(*compiled: str) -> None:
-    """The trainer's step, loader and all, compiled in these precisions; else evaluations too."""
+# How the trainer's steps are computed: settings of `make`.
+WAYS: dict[str, dict[str, bool]] = {
+    "eager": {},
+    "compile": {"compiled": True},
+    "graphs": {"graphs": True},
+    "graphs, compile": {"graphs": True, "compiled": True},
+}
+
+
+def speed(ways: Iterable[str], only: str | None = None) -> None:
+    """The trainer's step, loader and all; `only` in this precision, else in all of them."""
     trainers, steps = {}, {}
-    for key in product(compiled or precisions(), LAYOUTS, SCHEDULES):
-        precision, layout, schedule = key
-        settings = {"channels_last": LAYOUTS[layout], "compiled": bool(compiled)}
+    layouts = LAYOUTS if only is None and set(ways) == {"eager"} else ["channels_last"]
+    for key in product(ways, [only] if only else precisions(), layouts, SCHEDULES):
+        way, precision, layout, schedule = key
+        settings = {"channels_last": LAYOUTS[layout], **WAYS[way]}
         trainers[key] = make(SCHEDULES[schedule], precision, **settings)
         steps[key] = stepping(trainers[key])
         begun = time.perf_counter()
@@ -232,21 +246,21 @@ def speed(*compiled: str) -> None:
             seconds[key].append(seconds_of(step, SIZE.steps))
     print()
     numbers = "ms a step", "rounds", "of constant", "images/s", "s an epoch"
-    head("precision", "layout", "depth", *numbers)
+    head("way", "precision", "layout", "depth", *numbers)
     for key, taken in seconds.items():
         s, per_epoch = median(taken), len(trainers[key].loaders["train"])
         spread = f"{1e3 * min(taken):.2f} to {1e3 * max(taken):.2f}"
-        of = s / median(seconds[(*key[:2], "constant")])
+        of = s / median(seconds[(*key[:3], "constant")])
         numbers = f"{of:.3f}", f"{SIZE.batch / s:.0f}", f"{s * per_epoch:.2f}"
         row(*key, f"{1e3 * s:.2f}", spread, *numbers)
-    if not compiled:
+    if set(ways) == {"eager"}:
         print()
         head("precision", "layout", "images a batch", f"s to evaluate {SIZE.tests} images")
-        for (precision, layout, schedule), batch in product(trainers, (SIZE.batch, 1024)):
+        for (_, precision, layout, schedule), batch in product(trainers, (SIZE.batch, 1024)):
             if schedule == "constant":
                 devices.allow_tf32(precision == "tf32")
                 data = loader(SIZE.tests, 1, batch, LAYOUTS[layout])
-                model = trainers[precision, layout, schedule].model
+                model = trainers["eager", precision, layout, schedule].model
                 work = partial(evaluate, model, data, precision)
                 work()
                 row(precision, layout, batch, f"{seconds_of(work, 1):.3f}")
@@ -258,25 +272,39 @@ def profile() -> None:
     from torch.profiler import profile as profiled
 
     count, kernels = 5, {}
-    head("precision", "depth", "launches a step", "GPU ms a step", "ms a step", "GPU busy")
-    for precision, schedule in product(precisions(), SCHEDULES):
-        step = stepping(make(SCHEDULES[schedule], precision))
+    numbers = "kernels a step", "GPU ms a step", "ms a step", "host ms a step", "GPU busy"
+    head("way", "precision", "depth", *numbers)
+    ways = [("eager", precision) for precision in precisions()]
+    if DEVICE.type == "cuda":
+        ways += [("graphs", "tf32"), ("graphs", "bf16"), ("graphs, compile", "bf16")]
+    for (way, precision), schedule in product(ways, SCHEDULES):
+        step = stepping(make(SCHEDULES[schedule], precision, **WAYS[way]))
         seconds_of(step, 10)
         seconds = median(seconds_of(step, SIZE.steps) for _ in range(SIZE.rounds))
+        host = median(host_seconds_of(step, count) for _ in range(5))
         with profiled(activities=[ProfilerActivity.CUDA]) as found:
             seconds_of(step, count)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "trace.json")
             found.export_chrome_trace(str(file))
             events = json.loads(file.read_text())["traceEvents"]
-        launches, busy, kernels[precision, schedule] = told_by(events)
-        gpu, launched = busy / 1e3 / count, f"{launches / count:.0f}"
-        ms = 1e3 * seconds
-        row(precision, schedule, launched, f"{gpu:.2f}", f"{ms:.2f}", f"{gpu / ms:.0%}")
-    print("\nms a step is without the profiler. What takes most, tf32, constant depth:\n")
+        launches, busy, kernels[way, precision, schedule] = told_by(events)
+        gpu, launched, ms = busy / 1e3 / count, f"{launches / count:.0f}", 1e3 * seconds
+        numbers = launched, f"{gpu:.2f}", f"{ms:.2f}", f"{1e3 * host:.2f}", f"{gpu / ms:.0%}"
+        row(way, precision, schedule, *numbers)
+    print("\nms a step is without the profiler. What takes most in the last row:\n")
     head("ms a step", "times a step", "kernel, copy or fill")
-    for name, (micros, times) in kernels["tf32", "constant"][:12]:
+    for name, (micros, times) in kernels[*ways[-1], "p_L 0.5"][:16]:
         row(f"{micros / 1e3 / count:.3f}", f"{times / count:.0f}", f"`{name[:90]}`")
+
+
+def host_seconds_of(step: Callable[[], None], count: int) -> float:
+    """Until the host has handed over a step, the device's queue being empty before."""
+    synchronize()
+    begun = time.perf_counter()
+    for _ in range(count):
+        step()
+    return (time.perf_counter() - begun) / count
 
 
 def told_by(events: list[dict]) -> tuple[int, float, list]:
@@ -338,16 +366,31 @@ def repeats() -> None:
     head("gates", "precision", "deterministic", f"two runs of {count} steps", "ms a step")
     for deterministic, precision in product((True, False), precisions()):
         for granularity in GRANULARITIES:
-            found = []
-            for _ in range(2):
-                options = {"granularity": granularity, "deterministic": deterministic}
-                trainer = make(precision=precision, count=SIZE.short, **options)
-                step = stepping(trainer)
-                seconds_of(step, count // 2)
-                taken = seconds_of(step, count - count // 2)
-                found.append(numbers_of(trainer))
-            same = differ(*found)
-            row(granularity, precision, deterministic, same, f"{1e3 * taken:.2f}")
+            options = {"granularity": granularity, "deterministic": deterministic}
+            runs = [numbers_after(count, precision=precision, **options) for _ in range(2)]
+            same = differ(runs[0][0], runs[1][0])
+            row(granularity, precision, deterministic, same, f"{1e3 * runs[1][1]:.2f}")
+
+
+def numbers_after(count: int, **settings) -> tuple[dict[str, torch.Tensor], float]:
+    """Those of a run of `count` steps, and the seconds that one of its second half took."""
+    trainer = make(count=SIZE.short, **settings)
+    step = stepping(trainer)
+    seconds_of(step, count // 2)
+    taken = seconds_of(step, count - count // 2)
+    return numbers_of(trainer), taken
+
+
+def equals() -> None:
+    """Whether recorded steps compute what the others do, an epoch's smaller last batch and all."""
+    count = 4 * (SIZE.short // SIZE.batch)
+    head("ways", "precision", "depth", f"after {count} steps, deterministic=true")
+    pairs = [("eager", "graphs"), ("compile", "graphs, compile")]
+    for pair, precision, schedule in product(pairs, precisions(), SCHEDULES):
+        if pair[0] == "eager" or (precision, schedule) == ("bf16", "p_L 0.5"):
+            options = {"precision": precision, "deterministic": True, "p_L": SCHEDULES[schedule]}
+            runs = [numbers_after(count, **options, **WAYS[way])[0] for way in pair]
+            row(" and ".join(pair), precision, schedule, differ(*runs))
 
 
 class StopAfter(Listener):
@@ -399,14 +442,19 @@ PARTS = {
     "versions": Part("Versions", versions, 60, False),
     "tests": Part("Tests that need CUDA", tests, 150),
     "waits": Part("Where the host waits for the GPU", waits, 60),
-    "eager": Part("Speed", speed, 180, False),
+    "eager": Part("Speed", partial(speed, ["eager"]), 180, False),
+    "graphs": Part("Speed, graphs=true", partial(speed, ["eager", "graphs"]), 120),
+    "equals": Part("Recorded and not, equal", equals, 120),
     "profile": Part("Launches, and the GPU's share", profile, 90),
     "plain": Part("The plain way", plain, 60, False),
     "repeats": Part("The same run twice", repeats, 120, False),
     "resumes": Part("Stopped and resumed, deterministic=true", resumes, 120, False),
-    "compiled-tf32": Part("Speed, compile=branches, tf32", partial(speed, "tf32"), 150),
-    "compiled-bf16": Part("Speed, compile=branches, bf16", partial(speed, "bf16"), 150),
-    "compiled-fp32": Part("Speed, compile=branches, fp32", partial(speed, "fp32"), 150),
+    **{
+        f"compiled-{precision}": Part(
+            f"Speed, compile=branches, {precision}", partial(speed, list(WAYS), precision), 180
+        )
+        for precision in ("tf32", "bf16", "fp32")
+    },
 }
 
 

@@ -134,7 +134,7 @@ def test_the_parts_of_a_gpus_first_hour_run_through_without_one(script, tmp_path
 def test_steps_are_timed_runs_repeat_and_resume_and_waits_are_told(script, monkeypatch, capsys):
     gpu = script("gpu")
     monkeypatch.setattr(gpu, "SIZE", gpu.SMOKE)
-    gpu.speed()
+    gpu.speed(["eager"])
     printed = capsys.readouterr().out
     assert "| fp32 | contiguous | p_L 0.5 |" in printed and "to evaluate 32 images" in printed
     monkeypatch.setattr(gpu, "GRANULARITIES", ("subset",))

@@ -141,11 +141,13 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not folder.holds_run():
         raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
     stored = _stored(folder, config)
-    if unknown := sorted(set(config["trainer"]) - set(stored["trainer"])):
+    newer = sorted(set(config["trainer"]) - set(stored["trainer"]))
+    if unknown := [name for name in newer if determines_result(f"trainer.{name}")]:
         raise ConfigError(
             f"resume={folder.path} was begun by an earlier version of sdnet: its configuration has "
             f"no trainer.{unknown[0]}; start a new run"
         )
+    stored["trainer"] |= {name: config["trainer"][name] for name in newer}
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         key = key.partition("@")[0]

@@ -101,6 +101,7 @@ CHECKS = {
     "trainer.checkpoint_blocks": _optional(_whole(1)),
     "trainer.compile": _optional((lambda v: v == "branches", "branches")),
     "trainer.fused": _BOOLEAN,
+    "trainer.graphs": _BOOLEAN,
     "trainer.sync_batchnorm": _BOOLEAN,
     "trainer.eval_every": _whole(1),
     "trainer.eval_unit": _one_of("epoch", "step"),
@@ -212,6 +213,13 @@ def check(config: dict[str, Any]) -> None:
             "trainer.compile must be null with trainer.sync_batchnorm=true, got "
             f"{config['trainer']['compile']}"
         )
+    if config["trainer"]["graphs"]:
+        for name, needed in (("accumulate", 1), ("checkpoint_blocks", None)):
+            if config["trainer"][name] != needed:
+                raise ConfigError(
+                    f"trainer.{name} must be {'null' if needed is None else needed} with "
+                    f"trainer.graphs=true, got {config['trainer'][name]}"
+                )
 
 
 def _leaves(node: Any, path: str):

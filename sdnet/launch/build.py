@@ -1,5 +1,6 @@
 """From a checked configuration to the objects of a run."""
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,8 @@ from sdnet.models.gates import granularity_of
 from sdnet.training import device as devices
 from sdnet.training.distributed import ALONE, World
 from sdnet.training.optim import parameters_of
+
+log = logging.getLogger(__name__)
 
 
 def build_data(config: dict[str, Any], listing: bool = False):
@@ -125,7 +128,28 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int, sche
     _check_blocks(model, schedule)
     with errors_of(config, "model"):
         granularity_of(model)
+    if config["trainer"].get("graphs"):  # a run of an earlier version has it not
+        _check_graphs(model, schedule)
     return model
+
+
+def _check_graphs(model, schedule) -> None:
+    """Finds what CUDA graphs cannot record."""
+    from sdnet.models.fast.graphs import recordable
+    from sdnet.models.layout import Layout
+
+    if not recordable(model):
+        raise ConfigError(
+            f"trainer.graphs must be false for {type(model).__name__} with granularity "
+            f"{granularity_of(model)}: it is for sdnet's ResNets with granularity batch, got true"
+        )
+    survival = Layout(model).survival
+    changes = survival(schedule, 0.0) != survival(schedule, 1.0)
+    if changes and any(block.rescale == "train" for block in model.blocks):
+        raise ConfigError(
+            "trainer.graphs must be false with rescale=train and a schedule that changes during "
+            "training: the factor on a branch is part of a recording, got true"
+        )
 
 
 def _check_blocks(model, schedule) -> None:
@@ -171,6 +195,10 @@ def build_device(config: dict[str, Any], world: World = ALONE):
 
             check_compiler(device)
     devices.fuse(device, settings["fused"], settings["channels_last"])
+    if settings["graphs"] and world.size > 1:
+        raise ConfigError("trainer.graphs must be false with several processes, got true")
+    if settings["graphs"] and device.type != "cuda":
+        log.warning("trainer.graphs=true is without effect: it is for CUDA, not for %s", device)
     return device
 
 
@@ -242,6 +270,12 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     loaders = build_loaders(config, data, device, world)
     world.meet()  # a mistake that one of them finds is found before the run folder is made
     trainer = Trainer(model, schedule, optimizer, lr_schedule, loaders, config, run, world)
+    if settings["graphs"] and device.type == "cuda":
+        from sdnet.models.fast.graphs import recorded
+
+        zero_skipped = config["optimizer"]["skipped_update"] == "decay"
+        rows = settings["batch_size"]
+        trainer.network, trainer.update = recorded(model, optimizer, rows, zero_skipped)
     trainer.facts = {"classes": len(data.classes), "image_shape": [*map(int, data.image_shape)]}
     if data.fingerprint is not None:  # they may be exchanged
         trainer.facts["data"] = data.fingerprint

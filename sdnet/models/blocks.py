@@ -157,11 +157,19 @@ class ResidualBlock(Gated):
             return fused.norm_add_relu(last_bn, x_last, self.shortcut(x), weight)
         if weight:
             return self._finish(torch.add(self.shortcut(x), self.branch(x), alpha=weight))
-        # A closed gate: nothing of the branch runs. ReLU leaves a rectified input as it is.
+        return self.closed(x)
+
+    def closed(self, x: Tensor) -> Tensor:
+        """The block where its gate is closed: nothing of the branch runs."""
         out = self.shortcut(x)
-        if self.order == "pre" or (out is x and self.rectified_input and self.activation == "relu"):
+        if self.closed_is_identity() or self.order == "pre":
             return out
         return ACTIVATIONS[self.activation](out)  # not in place: `out` can be `x` or a view of it
+
+    def closed_is_identity(self) -> bool:
+        """Whether a closed gate gives the very input back: ReLU leaves a rectified one as it is."""
+        kept = self.order == "pre" or (self.rectified_input and self.activation == "relu")
+        return self.downsample is None and kept
 
     def _fused(self) -> bool:
         """Whether the last BatchNorm is computed with the sum and the ReLU; see `fused`."""

@@ -203,13 +203,20 @@ class ResNet(nn.Module):
         return [block for name in self.layers for block in getattr(self, name)]
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for name in self.layers:
+            x = self._stage(getattr(self, name), x)
+        return self.head(x)
+
+    def stem(self, x: Tensor) -> Tensor:
+        """What comes before the first block."""
         x = self.conv1(x)
         if self.bn1 is not None:
             x = norm_activate(self.bn1, x, self.activation)
-        if self.maxpool is not None:
-            x = self.maxpool(x)
-        for name in self.layers:
-            x = self._stage(getattr(self, name), x)
+        return x if self.maxpool is None else self.maxpool(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """What comes after the last block: logits (N, num_classes)."""
         if self.bn_last is not None:
             x = norm_activate(self.bn_last, x, self.activation)
         return self.fc(torch.flatten(self.avgpool(x), 1))

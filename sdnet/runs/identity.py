@@ -27,6 +27,7 @@ NOT_RESULT = (
     "trainer.checkpoint_blocks",
     "trainer.compile",
     "trainer.fused",
+    "trainer.graphs",
 )
 # Settings that came later, at the value that means what was there before: runs keep their names.
 AS_BEFORE = {"dataset.on_bad_image": "error", "optimizer.backbone_factor": 1.0}

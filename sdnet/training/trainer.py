@@ -83,6 +83,7 @@ class Trainer:
         self.save_requested = False
         self.saved = 0.0  # when, by the monotonic clock
         self.memory = devices.PeakMemory(self.device)
+        self.network, self.update = model, optimizer  # or their recordings, `models.fast.graphs`
 
     def fit(self) -> None:
         """Trains from the current step to the last one.
@@ -161,7 +162,7 @@ class Trainer:
             raise self.diverged(loss, counters.step + 1)
         if self.skipped_update == "decay":
             zero_skipped(self.optimizer)
-        self.optimizer.step()
+        self.update.step()
 
         self.sums += step_sums
         active = int(gates.sum()) if gates.ndim == 1 else float(gates.double().mean(1).sum())
@@ -194,7 +195,7 @@ class Trainer:
         set_gates(self.model, gates, self.gates.modules)
         self.part = images
         with devices.autocast(self.device, self.settings["precision"]):
-            logits = self.model(images)
+            logits = self.network(images)
         loss = F.cross_entropy(logits.float(), labels)
         (loss * (len(images) / size)).backward()
         with torch.no_grad():

@@ -14,6 +14,7 @@ NOT_RESULT = {
     *("dataset.root", "dataset.download", "trainer.device", "trainer.threads", "trainer.workers"),
     *("trainer.checkpoint_every", "trainer.checkpoint_unit", "trainer.eval_batch_size"),
     *("trainer.log_every", "trainer.checkpoint_blocks", "trainer.compile", "trainer.fused"),
+    "trainer.graphs",
 }
 
 

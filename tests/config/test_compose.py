@@ -158,6 +158,7 @@ def test_what_does_not_determine_the_result_is_taken_from_the_command_when_resum
         "trainer.checkpoint_blocks": 2,
         "trainer.compile": "branches",
         "trainer.fused": True,
+        "trainer.graphs": False,
         "wandb.mode": "online",
         "wandb.project": "other",
         "wandb.entity": "me",
@@ -192,6 +193,10 @@ def test_what_cannot_be_resumed_says_why(tmp_path, every_member):
     message = "was begun by an earlier version of sdnet: its configuration has no trainer.accum"
     with pytest.raises(ConfigError, match=re.escape(f"resume={tmp_path} {message}")):
         compose.resumed(config, [])
+    (folder.path / "config.yaml").unlink()
+    earlier["trainer"]["accumulate"] = config["trainer"]["accumulate"]
+    folder.create(earlier, {})  # how a run is computed, not what: that may come later
+    assert compose.resumed(config, [])["trainer"]["fused"] == config["trainer"]["fused"]
     (folder.path / "config.yaml").unlink()
     without = copy.deepcopy(config) | {"resume": None}
     del without["trainer"]["fused"]  # what changes no result is taken as it is now

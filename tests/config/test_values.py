@@ -86,6 +86,7 @@ VALUES = {  # accepted, refused, what the message says of them
     "trainer.checkpoint_blocks": OPTIONAL_POSITIVE,
     "trainer.compile": ([None, "branches"], ["", "all", True, False], "branches, or null"),
     "trainer.fused": BOOLEAN,
+    "trainer.graphs": BOOLEAN,
     "trainer.sync_batchnorm": BOOLEAN,
     "trainer.eval_every": POSITIVE,
     "trainer.eval_batch_size": OPTIONAL_POSITIVE,
@@ -157,6 +158,20 @@ def test_synchronised_batch_normalisation_is_not_compiled(every_member):
     with pytest.raises(ConfigError) as raised:
         values.check(config)
     expected = "trainer.compile must be null with trainer.sync_batchnorm=true, got branches"
+    assert str(raised.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "needed"), [("accumulate", 2, "1"), ("checkpoint_blocks", 3, "null")]
+)
+def test_what_graphs_do_not_go_with_is_refused(every_member, name, value, needed):
+    config = copy.deepcopy(every_member[0])
+    config["trainer"] |= {"graphs": True, "accumulate": 1, "checkpoint_blocks": None}
+    values.check(config)
+    config["trainer"][name] = value
+    with pytest.raises(ConfigError) as raised:
+        values.check(config)
+    expected = f"trainer.{name} must be {needed} with trainer.graphs=true, got {value}"
     assert str(raised.value) == expected
 
 

@@ -13,6 +13,7 @@ from sdnet.config import targets
 from sdnet.config.errors import ConfigError
 from sdnet.launch import build
 from sdnet.training import optim
+from sdnet.training.distributed import World
 from tests.config.composed import composed
 from tests.training.test_step import Half
 
@@ -91,6 +92,31 @@ def test_recomputation_is_refused_for_a_network_that_cannot_do_it(changed, monke
         ConfigError, match=r"trainer.checkpoint_blocks must be null for Sequential, .* got 3"
     ):
         build.build_model(changed({"trainer.checkpoint_blocks": 3}), 7, 2, Constant())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("granularity", "sample", "ResNet with granularity sample: it is for sdnet's ResNets"),
+        ("rescale", "train", "with rescale=train and a schedule that changes"),
+    ],
+)
+def test_graphs_are_refused_where_they_cannot_be_recorded(changed, name, value, message):
+    def rising(stage_blocks, progress=0.0):
+        return [0.5 + progress / 2] * sum(stage_blocks)
+
+    build.build_model(changed({"trainer.graphs": True}), 7, 2, rising)
+    with pytest.raises(ConfigError, match=f"trainer.graphs must be false .*{message}"):
+        config = changed({"trainer.graphs": True, f"model.{name}": value})
+        build.build_model(config, 7, 2, rising)
+
+
+def test_graphs_are_without_effect_on_a_cpu_and_refused_for_several_processes(changed, caplog):
+    config = changed({"trainer.graphs": True, "trainer.device": "cpu"})
+    build.build_device(config)
+    assert "trainer.graphs=true is without effect: it is for CUDA" in caplog.text
+    with pytest.raises(ConfigError, match="graphs must be false with several processes"):
+        build.build_device(config, World(0, 2))
 
 
 def test_the_optimizer_has_all_parameters_and_its_groups_settings(changed):

@@ -232,8 +232,8 @@ def test_cuda_trains_like_the_cpu(tmp_path, precision):
     cpu.fit()
     rows, reference = trainer.run.rows(), cpu.run.rows()
     assert [r["active_blocks"] for r in rows] == [r["active_blocks"] for r in reference]
-    assert rows[0]["train_loss"] == pytest.approx(reference[0]["train_loss"], rel=0.1)
-    assert rows[-1]["train_loss"] < rows[0]["train_loss"] / 2
+    for row, other in zip(rows, reference, strict=True):
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=0.1)
 
 
 def test_a_device_that_is_not_there_and_tf32_on_cpu_are_refused():
