@@ -10,7 +10,7 @@ blocks between are skipped.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
 from sdnet.models.blocks import ResidualBlock
-from sdnet.models.gates import granularity_of
+from sdnet.models.gates import gated_modules, granularity_of
 from sdnet.models.resnet import ResNet
 
 WARM_UP = 3  # times that each part is run before: cuDNN looks for its fastest kernels meanwhile
@@ -28,7 +28,7 @@ def recordable(model: nn.Module) -> bool:
     """Whether `model` is one of sdnet's ResNets whose blocks are open or closed as a whole."""
     return (
         type(model).forward is ResNet.forward
-        and all(type(block).forward is ResidualBlock.forward for block in model.blocks)
+        and all(type(block).forward is ResidualBlock.forward for block in gated_modules(model))
         and granularity_of(model) == "batch"
     )
 
@@ -73,8 +73,14 @@ class Part:
         self.function, self.instead = function, instead
         self.parameters = [p for m in modules for p in m.parameters()]
         norms = [n for m in modules for n in m.modules() if isinstance(n, _BatchNorm)]
-        self.counts = [n.num_batches_tracked for n in norms if _counted_on_cpu(n)]
-        self.following: Tensor | None = None  # where the next part expects the output
+        self.counts: list[Any] = [n.num_batches_tracked for n in norms if _counted_on_cpu(n)]
+        # Where they lie: what it takes and makes, and what the next part takes.
+        self.input: Tensor
+        self.output: Tensor
+        self.following: Tensor
+        self.gradient: Tensor
+        self.gradients: list[Tensor]
+        self.input_gradient: Any  # of the first part None
 
     def record_forward(self, x: Tensor, pool: Any) -> Tensor:
         """Records it for inputs in the memory of `x`; returns the output's memory."""
@@ -89,7 +95,7 @@ class Part:
             self.instead.output.copy_(self.tape.data)
         return self.tape.data
 
-    def record_backward(self, gradient: Tensor, pool: Any) -> Tensor | None:
+    def record_backward(self, gradient: Tensor, pool: Any) -> Any:
         """Records it for gradients in the memory of `gradient`; returns that of the input's."""
         self.gradient = gradient
         self.backward = Recording(self._backward, pool)
@@ -100,17 +106,16 @@ class Part:
             self.gradients, self.input_gradient = self.backward.result
         return self.input_gradient
 
-    def _backward(self) -> tuple[list[Tensor], Tensor | None]:
+    def _backward(self) -> tuple[list[Tensor], Any]:
         wanted = [*self.parameters, *([self.input] if self.input.requires_grad else [])]
         tape, self.tape = self.tape, None
         found = list(torch.autograd.grad(tape, wanted, self.gradient)) if wanted else []
-        last = found.pop() if self.input.requires_grad else None
+        last: Any = found.pop() if self.input.requires_grad else None
         if self.instead:
             self.instead.input_gradient.copy_(last)
-            for target, source in zip(
-                self.instead.gradients_of(self.parameters), found, strict=True
-            ):
-                target.copy_(source)
+            places = self.instead.gradients_of(self.parameters)
+            for place, gradient in zip(places, found, strict=True):
+                place.copy_(gradient)
         return found, last
 
     def gradients_of(self, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
@@ -200,11 +205,11 @@ class Recorded:
                 block.gate = gate
 
     def _make_parts(self) -> None:
-        model = self.model
-        blocks = [Part(partial(_open, block), [block]) for block in model.blocks]
+        model, all_blocks = self.model, cast(list[ResidualBlock], self.model.blocks)
+        blocks = [Part(partial(_open, block), [block]) for block in all_blocks]
         closed = [
             None if block.closed_is_identity() else Part(block.closed, _shortcut(block), part)
-            for block, part in zip(model.blocks, blocks, strict=True)
+            for block, part in zip(all_blocks, blocks, strict=True)
         ]
         stem = Part(model.stem, [m for m in (model.conv1, model.bn1) if m is not None])
         head = Part(model.head, [m for m in (model.bn_last, model.fc) if m is not None])
