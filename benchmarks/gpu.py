@@ -38,14 +38,15 @@ from sdnet.data.loader import Loader
 from sdnet.data.split import Split
 from sdnet.data.splits import Normalization
 from sdnet.models.compile import compile_branches
-from sdnet.models.fast.graphs import recorded
+from sdnet.models.fast.graphs import Recorded
 from sdnet.models.gates import GRANULARITIES
 from sdnet.runs.folder import RunFolder
 from sdnet.training import device as devices
 from sdnet.training.counters import Interrupted
 from sdnet.training.evaluation import evaluate
+from sdnet.training.listener import Listener
 from sdnet.training.optim import ConstantRate
-from sdnet.training.trainer import Listener, Trainer
+from sdnet.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULES = {"constant": 1.0, "p_L 0.5": 0.5}
@@ -128,7 +129,7 @@ def make(
         run.create(config, {})
     trainer = Trainer(model, schedule, optimizer, ConstantRate(), loaders, config, run)
     if graphs:
-        trainer.network, trainer.update = recorded(model, optimizer, SIZE.batch, True)
+        trainer.recorded = Recorded(model, optimizer, SIZE.batch, True)
     trainer.model.train()
     return trainer
 

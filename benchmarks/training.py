@@ -29,8 +29,9 @@ from sdnet.launch.build import build_data, build_trainer
 from sdnet.listeners import console as consoles
 from sdnet.runs.folder import RunFolder
 from sdnet.training import device as devices
+from sdnet.training.listener import Listener
 from sdnet.training.optim import set_rate
-from sdnet.training.trainer import Listener, Trainer
+from sdnet.training.trainer import Trainer
 
 STEPS, BATCH = 22, 128
 

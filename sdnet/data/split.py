@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -17,6 +18,9 @@ from sdnet.models.checks import number, whole
 
 # Whether images are only counted, not read: a `Split` then has zeros in their place.
 LISTING: ContextVar[bool] = ContextVar("listing", default=False)
+
+
+ORDER = 16  # bytes of the hash of a part's images in their order
 
 
 @dataclass
@@ -53,6 +57,13 @@ class Split:
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         return self.images[self.indices[rows]]
+
+    def order(self) -> str:
+        """A hash of the images and labels in their order."""
+        digest = hashlib.blake2b(self.labels.tobytes(), digest_size=ORDER)
+        for first in range(0, len(self), 1024):
+            digest.update(self[first : first + 1024].tobytes())
+        return digest.hexdigest()
 
     def subset(self, rows: np.ndarray) -> Split:
         return Split(self.images, self.labels[rows], self.indices[rows])
@@ -119,6 +130,12 @@ class Files:
     def shape(self) -> tuple[int, int, int]:
         """(H, W, C) of an image."""
         return self.reading.size, self.reading.size, 3
+
+    def order(self) -> str:
+        """A hash of the images' names and labels in their order."""
+        digest = hashlib.blake2b(self.labels.tobytes(), digest_size=ORDER)
+        digest.update(b"\0".join(self.names.tolist()))
+        return digest.hexdigest()
 
     def subset(self, rows: np.ndarray) -> Files:
         return Files(self.folder, self.names[rows], self.labels[rows], self.reading)

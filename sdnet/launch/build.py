@@ -271,11 +271,13 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     world.meet()  # a mistake that one of them finds is found before the run folder is made
     trainer = Trainer(model, schedule, optimizer, lr_schedule, loaders, config, run, world)
     if settings["graphs"] and device.type == "cuda":
-        from sdnet.models.fast.graphs import recorded
+        from sdnet.models.fast.graphs import Recorded
 
         zero_skipped = config["optimizer"]["skipped_update"] == "decay"
         rows = settings["batch_size"]
-        trainer.network, trainer.update = recorded(model, optimizer, rows, zero_skipped)
+        trainer.recorded = Recorded(model, optimizer, rows, zero_skipped)
+    evaluated = {"validation": data.validation, "test": data.test}
+    trainer.orders = {p: images.order() for p, images in evaluated.items() if images is not None}
     trainer.facts = {"classes": len(data.classes), "image_shape": [*map(int, data.image_shape)]}
     if data.fingerprint is not None:  # they may be exchanged
         trainer.facts["data"] = data.fingerprint

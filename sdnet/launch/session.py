@@ -30,7 +30,8 @@ from sdnet.runs.identity import run_name
 from sdnet.runs.shown import visible
 from sdnet.training.counters import Diverged, Interrupted
 from sdnet.training.distributed import ALONE, Lost, World
-from sdnet.training.trainer import Listener, Trainer
+from sdnet.training.listener import Listener
+from sdnet.training.trainer import Trainer
 
 log = logging.getLogger("sdnet")
 

@@ -15,7 +15,8 @@ from sdnet import processes
 from sdnet.runs.identity import label as label_of
 from sdnet.runs.shown import visible
 from sdnet.training import device as devices
-from sdnet.training.trainer import Listener, Trainer
+from sdnet.training.listener import Listener
+from sdnet.training.trainer import Trainer
 
 log = logging.getLogger("sdnet")
 BAR_SECONDS = 0.5  # between updates of the bar, each of which waits for the device

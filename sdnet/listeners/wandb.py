@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from sdnet.training.trainer import Listener, Trainer
+from sdnet.training.listener import Listener
+from sdnet.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from sdnet.analysis.report import Report

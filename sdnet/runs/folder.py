@@ -5,6 +5,7 @@
     metrics.csv        a row per evaluation
     summary.json       status and result
     checkpoints/       last.pt, the previous one of it, best.pt
+    predictions.npz    what the network of best.pt says of each image
     figures/  wandb/  export/  train.log
     lock               while a process works on the run
 
@@ -34,10 +35,11 @@ from sdnet.runs.files import (
     write_atomically,
 )
 from sdnet.runs.identity import identity
+from sdnet.runs.predictions import step_of
 
 FILES = ("config.yaml", "provenance.json", "metrics.csv", "summary.json", "train.log", "lock")
 FILES += ("checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/best.pt")
-FILES += ("figures/survival.png", "figures/curves.png")
+FILES += ("figures/survival.png", "figures/curves.png", "predictions.npz")
 FOLDERS = ("checkpoints", "figures", "wandb", "export")
 RESULT = ("best_epoch", "test_error", "final_test_error", "train_seconds", "eval_seconds")
 RESULT += ("blocks", "expected_active_blocks", "mean_active_blocks")  # of a completed run, to tell
@@ -163,6 +165,7 @@ class RunFolder:
         (self.path / "metrics.csv").unlink(missing_ok=True)
         for name in ("last", "previous", "best"):
             self.checkpoint(name).unlink(missing_ok=True)
+        self.predictions.unlink(missing_ok=True)
         self.write_summary({"status": "running", "identity": self.summary()["identity"]})
 
     def remove_temporary(self) -> None:
@@ -204,6 +207,11 @@ class RunFolder:
 
     def write_provenance(self, provenance: dict[str, Any]) -> None:
         write_atomically(self.path / "provenance.json", json.dumps(provenance, indent=2) + "\n")
+
+    @property
+    def predictions(self) -> Path:
+        """What the best checkpoint's network says; see `sdnet.runs.predictions`."""
+        return self.path / "predictions.npz"
 
     @property
     def figures(self) -> Path:
@@ -251,6 +259,8 @@ class RunFolder:
         best = self.best()
         if best is not None and best["step"] > step:
             self.checkpoint("best").unlink()
+        if (step_of(self.predictions) or 0) > step:
+            self.predictions.unlink()
         text = self._metrics_there()
         if metrics is not None:
             if not text.startswith(metrics):
@@ -313,6 +323,11 @@ class RunFolder:
         except Damaged as error:
             log.warning("%s; the run goes on without it", self._set_aside("best", error))
             return None
+
+    def has_best(self, step: int) -> bool:
+        """Whether the best checkpoint and its predictions are there, of this step."""
+        best = self.best()
+        return best is not None and best["step"] == step == step_of(self.predictions)
 
     def _holding(self, name: str, keys: Sequence[str]) -> dict[str, Any] | None:
         state = self.load_checkpoint(name)

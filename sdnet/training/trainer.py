@@ -13,16 +13,20 @@ from torch.optim import Optimizer
 
 from sdnet.data.batches import part_sizes
 from sdnet.data.loader import Loader
-from sdnet.models.gates import GateSampler, gated_modules, set_gates, set_survival
+from sdnet.models.gates import GateSampler, set_gates, set_survival
 from sdnet.models.layout import Layout
 from sdnet.runs.folder import RunFolder, select
+from sdnet.runs.predictions import write_predictions
 from sdnet.training import device as devices
 from sdnet.training.counters import Counters, Diverged, Interrupted
 from sdnet.training.distributed import ALONE, World
 from sdnet.training.divergence import first_not_finite
-from sdnet.training.evaluation import Evaluation, evaluate
+from sdnet.training.evaluation import Evaluation, Outputs, evaluate
+from sdnet.training.listener import Listener
 from sdnet.training.optim import factor_of, set_rate, zero_skipped
+from sdnet.training.result import result_of
 
+PARTS = {"validation": "val", "test": "test"}  # that are evaluated, and what columns call them
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
 
 
@@ -50,7 +54,7 @@ class Trainer:
         config: dict[str, Any],
         run: RunFolder | None,
         world: World = ALONE,
-        listeners: tuple["Listener", ...] = (),
+        listeners: tuple[Listener, ...] = (),
     ):
         self.model = model
         self.schedule = schedule
@@ -72,6 +76,8 @@ class Trainer:
             self.steps_per_epoch if self.settings["eval_unit"] == "epoch" else 1
         )
         self.facts: dict[str, Any] = {}  # of the data, for the record
+        self.orders: dict[str, str] = {}  # of the parts, by which predictions are known
+        self.outputs: dict[str, Outputs] = {}  # of the last evaluation
         self.counters = Counters()
         self.load = devices.OtherLoad()
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
@@ -83,7 +89,7 @@ class Trainer:
         self.save_requested = False
         self.saved = 0.0  # when, by the monotonic clock
         self.memory = devices.PeakMemory(self.device)
-        self.network, self.update = model, optimizer  # or their recordings, `models.fast.graphs`
+        self.recorded: Any = None  # what stands in for both, of `sdnet.models.fast.graphs`
 
     def fit(self) -> None:
         """Trains from the current step to the last one.
@@ -162,7 +168,7 @@ class Trainer:
             raise self.diverged(loss, counters.step + 1)
         if self.skipped_update == "decay":
             zero_skipped(self.optimizer)
-        self.update.step()
+        (self.recorded or self.optimizer).step()
 
         self.sums += step_sums
         active = int(gates.sum()) if gates.ndim == 1 else float(gates.double().mean(1).sum())
@@ -195,7 +201,7 @@ class Trainer:
         set_gates(self.model, gates, self.gates.modules)
         self.part = images
         with devices.autocast(self.device, self.settings["precision"]):
-            logits = self.network(images)
+            logits = (self.recorded or self.model)(images)
         loss = F.cross_entropy(logits.float(), labels)
         (loss * (len(images) / size)).backward()
         with torch.no_grad():
@@ -224,16 +230,7 @@ class Trainer:
         counters.train_seconds += counters.interval_seconds
         train_loss, train_error = self.training_loss_and_error()
         start = time.perf_counter()
-        results: dict[str, float | None] = {}
-        for part, prefix in (("validation", "val"), ("test", "test")):
-            numbers = dict.fromkeys(Evaluation._fields)
-            if part in self.loaders:
-                precision = self.settings["precision"]
-                found = evaluate(self.model, self.loaders[part], precision, self.world.sum)
-                numbers = found._asdict()
-            if math.isnan(numbers["loss"] or 0.0):  # weights, since the last step
-                raise self.diverged(numbers["loss"], counters.step, part)
-            results |= {f"{prefix}_{name}": value for name, value in numbers.items()}
+        results = self.evaluate()
         counters.eval_seconds += time.perf_counter() - start
         counters.other_seconds += self.load.start()
         row = {
@@ -254,17 +251,37 @@ class Trainer:
         if self.world.is_main:
             self.run.append_row(row)
         self.save()
-        if self.world.is_main:
+        if self.is_best():
             self.save_best()
         for listener in self.listeners:
             listener.on_row(self, row)
 
+    def evaluate(self) -> dict[str, float | None]:
+        """The columns of losses and errors; the logits are kept until the next time."""
+        results: dict[str, float | None] = {}
+        self.outputs = {part: Outputs(self.loaders[part]) for part in PARTS if part in self.loaders}
+        for part, prefix in PARTS.items():
+            numbers = dict.fromkeys(Evaluation._fields)
+            if part in self.outputs:
+                how = self.settings["precision"], self.world.sum, self.outputs[part]
+                numbers = evaluate(self.model, self.loaders[part], *how)._asdict()
+            if math.isnan(numbers["loss"] or 0.0):  # weights, since the last step
+                raise self.diverged(numbers["loss"], self.counters.step, part)
+            results |= {f"{prefix}_{name}": value for name, value in numbers.items()}
+        return results
+
+    def is_best(self) -> bool:
+        """Whether the test error of this step would be reported now."""
+        rows = self.run.rows() if self.world.is_main else []
+        return bool(rows) and select(rows)[0]["step"] == self.counters.step
+
     def save_best(self) -> None:
-        """Saves the model if it is the one whose test error would be reported now."""
-        best, _ = select(self.run.rows())
-        if best["step"] == self.counters.step:
-            state = {"model": self.model.state_dict(), **asdict(self.counters)}
-            self.run.save_checkpoint(state, "best")
+        """Saves the model, and what it said of each image."""
+        counters = self.counters
+        self.run.save_checkpoint({"model": self.model.state_dict(), **asdict(counters)}, "best")
+        parts = {p: o.predictions(self.orders.get(p, "")) for p, o in self.outputs.items()}
+        epoch = counters.step / self.steps_per_epoch
+        write_predictions(self.run.predictions, parts, epoch, counters.step)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; what is random is keyed by the step."""
@@ -292,53 +309,17 @@ class Trainer:
             if state:
                 self.restore(state)
             self.run.drop_after(self.counters.step, state.get("metrics"))
-            if self.run.rows():
-                self.save_best()  # a process killed after `last` had no time for it
         if self.world.size > 1:  # all begin with the very same numbers
             state = self.world.broadcast(self.state() if self.world.is_main else None)
             if not self.world.is_main:
                 self.restore(state)
+        # A process that was killed after `last` had no time for the best.
+        late = self.is_best() and not self.run.has_best(self.counters.step)
+        if self.world.agree(late, 0)[0]:
+            self.evaluate()
+            if self.world.is_main:
+                self.save_best()
 
     def result(self) -> dict[str, Any]:
         """The numbers of summary.json, from the rows recorded so far."""
-        counters = self.counters
-        train_seconds = counters.train_seconds + counters.interval_seconds
-        rows = self.run.rows()
-        best, selection = select(rows) if rows else ({}, None)
-        return {
-            "best_epoch": best.get("epoch"),
-            "val_error": best.get("val_error"),
-            "test_error": best.get("test_error"),
-            "test_top5_error": best.get("test_top5_error"),
-            "final_test_error": rows[-1]["test_error"] if rows else None,
-            "selection": selection,
-            "epochs": self.epochs,
-            "steps": counters.step,
-            "train_seconds": train_seconds,
-            "eval_seconds": counters.eval_seconds,
-            "seconds_per_epoch": train_seconds * self.steps_per_epoch / counters.step
-            if counters.step
-            else None,
-            "expected_active_blocks": sum(self.layout.mean_survival(self.schedule)),
-            "mean_active_blocks": counters.active / counters.step if counters.step else None,
-            "blocks": len(gated_modules(self.model)),
-            "granularity": self.gates.granularity,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "peak_memory_bytes": self.memory.bytes(),
-            "other_load": counters.other_seconds / (counters.train_seconds + counters.eval_seconds)
-            if counters.train_seconds
-            else None,
-        }
-
-
-class Listener:
-    """Is told what happens in a run: the console and Weights & Biases are listeners."""
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Before the first step of this process, which need not be the run's first."""
-
-    def on_step(self, trainer: Trainer) -> None:
-        """After every step."""
-
-    def on_row(self, trainer: Trainer, row: dict[str, float | None]) -> None:
-        """After every evaluation, when its row is recorded and the state is saved."""
+        return result_of(self)

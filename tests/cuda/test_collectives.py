@@ -56,7 +56,7 @@ def messages_of(small):  # noqa: F811
 def test_processes_send_the_same_messages_in_the_same_order(messages_of, granularity, parts):
     first, second = (messages_of(r, f"model.granularity={granularity}", *parts) for r in range(2))
     assert first == second
-    sums = [shape for _, (shape, *_), *_ in first if shape.numel() > 4]
+    sums = [shape for _, (shape, *_), *_ in first if shape.numel() > 1000]
     assert len(sums) == 3  # one a step, of gradients
 
 

@@ -66,8 +66,8 @@ def both(model, steps, decay=True, lr=0.1):
     device = next(model.parameters()).device
     how = {"lr": lr, "momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
     optimizers = [torch.optim.SGD(m.parameters(), **how) for m in (model, other)]
-    recorded, update = graphs.recorded(other, optimizers[1], ROWS, zero_skipped=decay)
-    updates = optimizers[0], update
+    recorded = graphs.Recorded(other, optimizers[1], ROWS, zero_skipped=decay)
+    updates = optimizers[0], recorded
     calls = model, recorded
     random = torch.Generator().manual_seed(1)
     played = 0
@@ -88,7 +88,7 @@ def both(model, steps, decay=True, lr=0.1):
             update.step()
         played += recorded.played
     assert played == steps - steps // 4
-    assert (updates[1].recording is not None) == decay
+    assert (recorded.update is not None) == decay
     momentum = [
         {i: s["momentum_buffer"] for i, s in o.state_dict()["state"].items()} for o in optimizers
     ]

@@ -214,7 +214,7 @@ def test_a_completed_run_has_its_result_its_figures_and_its_log(completed, confi
     assert summary["identity"] == identity(configuration) and summary["steps"] == 6
     assert len(folder.rows()) == 2
     assert names(folder) == BEGUN | {
-        *("metrics.csv", "checkpoints/best.pt"),
+        *("metrics.csv", "predictions.npz", "checkpoints/best.pt"),
         *("checkpoints/last.pt", "checkpoints/previous.pt"),
         *("figures/survival.png", "figures/curves.png"),
     }

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from sdnet.runs.folder import COLUMNS
+from sdnet.runs.predictions import step_of
 from sdnet.training import trainer as training
 from sdnet.training.counters import Diverged, Interrupted
 from sdnet.training.device import PeakMemory
 from sdnet.training.distributed import World
 from sdnet.training.evaluation import Evaluation
-from sdnet.training.trainer import Listener
+from sdnet.training.listener import Listener
 
 
 class Notes(Listener):
@@ -52,11 +53,12 @@ def stub_evaluation(monkeypatch, trainer, validation, test):
     """Has the evaluations find these errors, in their order."""
     errors = {"validation": iter(validation), "test": iter(test)}
 
-    def evaluate(model, batches, precision, add_up):
+    def evaluate(model, batches, precision, add_up, outputs):
         assert model is trainer.model and precision == trainer.settings["precision"]
         assert add_up == trainer.world.sum
         (part,) = (name for name, loader in trainer.loaders.items() if loader is batches)
         error = next(errors[part])
+        outputs.rows = torch.zeros(batches.count, 3)
         return Evaluation(error / 10, error, error / 100)
 
     monkeypatch.setattr(training, "evaluate", evaluate)
@@ -356,6 +358,7 @@ def test_a_resumed_run_has_the_best_network_of_what_it_resumes(small, monkeypatc
     stub_evaluation(monkeypatch, trainer, [3, 4, 1], [5, 6, 7])
     trainer.listeners = (kept,)
     trainer.fit()
+    monkeypatch.undo()
     run = trainer.run
     # Rows that the last and the best checkpoint are of, and what the best one is of thereafter.
     for last, best, expected in [(3, 1, 3), (2, 1, 1), (2, 3, None), (1, 3, 1)]:
@@ -368,8 +371,10 @@ def test_a_resumed_run_has_the_best_network_of_what_it_resumes(small, monkeypatc
         assert same(resumed.model.state_dict(), kept.weights[last - 1])
         state = run.load_checkpoint("best")
         if expected is None:
-            assert state is None
-        else:
+            assert state is step_of(run.predictions) is None
+        elif expected == last:
+            assert step_of(run.predictions) == 3 * last
+        if expected is not None:
             assert state["step"] == 3 * expected
             assert same(state["model"], kept.weights[expected - 1])
 

@@ -8,7 +8,7 @@ from sdnet.config.errors import ConfigError
 from sdnet.launch.build import build_trainer, check_batches
 from sdnet.runs.folder import RunFolder
 from sdnet.training.counters import Diverged, Interrupted
-from sdnet.training.trainer import Listener
+from sdnet.training.listener import Listener
 from tests.config.composed import composed
 from tests.training.steps import with_group_norm
 

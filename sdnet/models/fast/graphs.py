@@ -33,14 +33,6 @@ def recordable(model: nn.Module) -> bool:
     )
 
 
-def recorded(
-    model: ResNet, optimizer: Optimizer, rows: int, zero_skipped: bool
-) -> tuple["Recorded", "RecordedUpdate"]:
-    """What stands in for a network and its optimizer in steps that play recordings."""
-    network = Recorded(model, rows, zero_skipped)
-    return network, RecordedUpdate(optimizer, network)
-
-
 class Recording:
     """Work that a CUDA device has been given once, to be given again as one piece.
 
@@ -129,19 +121,23 @@ class Part:
 
 
 class Recorded:
-    """A network that plays recordings in training; called as the network is.
+    """A network and its optimizer that play recordings in training; called as the network is.
 
     They are made of the first whole mini-batch. A smaller one runs the network itself, and so does
     evaluation. Gradients lie in the recordings' memory, which the next step overwrites.
 
     Args:
         model: see `recordable`; on its device, in its memory format.
+        optimizer: of its parameters. SGD's step is recorded too, anew when a rate has changed.
         rows: images of a whole mini-batch.
         zero_skipped: whether the parameters of a closed block get gradients, of zero.
     """
 
-    def __init__(self, model: ResNet, rows: int, zero_skipped: bool):
-        self.model, self.rows, self.zero_skipped = model, rows, zero_skipped
+    def __init__(self, model: ResNet, optimizer: Optimizer, rows: int, zero_skipped: bool):
+        self.model, self.optimizer = model, optimizer
+        self.rows, self.zero_skipped = rows, zero_skipped
+        self.update: Recording | None = None
+        self.rates: list[float] | None = None  # of the last step
         self.parts: list[Part] = []
         self.closed: list[Part | None] = []  # what is computed where a part's gate is closed
         self.played = False  # the last pass: whether gradients lie in the recordings' memory
@@ -156,6 +152,20 @@ class Recorded:
         if not self.parts:
             self._record(images)
         return _Played.apply(images, self.anchor, self)
+
+    def step(self) -> None:
+        """The optimizer's."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        changed, self.rates = rates != self.rates, rates
+        if changed:
+            self.update = None
+        # Only where all gradients lie where they lay in the step before.
+        if changed or not (self.played and self.zero_skipped and type(self.optimizer) is SGD):
+            self.optimizer.step()
+            return
+        if self.update is None:
+            self.update = Recording(self.optimizer.step)
+        self.update.play()
 
     def play(self, x: Tensor) -> Tensor:
         self.path: list[Part] = []
@@ -299,29 +309,3 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
 def _counted_on_cpu(norm: _BatchNorm) -> bool:
     count = norm.num_batches_tracked
     return count is not None and count.device.type == "cpu"
-
-
-class RecordedUpdate:
-    """SGD's step as a recording, made anew when a rate has changed; else the optimizer's own.
-
-    Args:
-        network: whose gradients lie where they lay in the step before.
-    """
-
-    def __init__(self, optimizer: Optimizer, network: Recorded):
-        self.optimizer, self.network = optimizer, network
-        self.recordable = type(optimizer) is SGD and network.zero_skipped
-        self.recording: Recording | None = None
-        self.rates: list[float] | None = None  # of the last step
-
-    def step(self) -> None:
-        rates = [group["lr"] for group in self.optimizer.param_groups]
-        if rates != self.rates:
-            self.recording = None
-        if not self.recordable or not self.network.played or rates != self.rates:
-            self.optimizer.step()
-        else:
-            if self.recording is None:
-                self.recording = Recording(self.optimizer.step)
-            self.recording.play()
-        self.rates = rates
