@@ -69,6 +69,10 @@ _PAIR = (
 
 CHECKS = {
     "seed": _whole(0, 2**63 - 1),
+    "telemetry": (
+        lambda v: type(v) is bool or v == "directions",
+        "true, false or directions",
+    ),
     "show": (lambda v: type(v) is bool or v == "time", "true, false or time"),
     "resume": _optional(_TEXT),
     "retry_failed": _BOOLEAN,

@@ -22,6 +22,7 @@ from sdnet.launch.provenance import (
 )
 from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
+from sdnet.listeners.telemetry import Telemetry
 from sdnet.lock import Lock, Locked
 from sdnet.processes import WARNINGS, Stopped
 from sdnet.runs.files import Damaged
@@ -193,9 +194,12 @@ def _train(
         note_device(run, made.device, made.facts)
         for line in opening_lines(config, made, wandb_mode):
             log.info(line)
+        wanted = config["telemetry"]
+        made.listeners = (Telemetry(directions=wanted == "directions"),) if wanted else ()
         made.resume()
         trainer = made  # from here on its counters speak for the run
-        trainer.listeners = (guard, shown, tracker) if tracker else (guard, shown)
+        last = (tracker,) if tracker else ()
+        trainer.listeners = (guard, shown, *made.listeners, *last)
         with _stop_on_signal(trainer):
             trainer.fit()
         guard.check()

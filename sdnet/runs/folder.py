@@ -6,6 +6,7 @@
     summary.json       status and result
     checkpoints/       last.pt, the previous one of it, best.pt
     predictions.npz    what the network of best.pt says of each image
+    telemetry.csv      a row per evaluation and branch, where it was asked for
     figures/  wandb/  export/  train.log
     lock               while a process works on the run
 
@@ -39,7 +40,7 @@ from sdnet.runs.predictions import step_of
 
 FILES = ("config.yaml", "provenance.json", "metrics.csv", "summary.json", "train.log", "lock")
 FILES += ("checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/best.pt")
-FILES += ("figures/survival.png", "figures/curves.png", "predictions.npz")
+FILES += ("figures/survival.png", "figures/curves.png", "predictions.npz", "telemetry.csv")
 FOLDERS = ("checkpoints", "figures", "wandb", "export")
 RESULT = ("best_epoch", "test_error", "final_test_error", "train_seconds", "eval_seconds")
 RESULT += ("blocks", "expected_active_blocks", "mean_active_blocks")  # of a completed run, to tell
@@ -162,10 +163,9 @@ class RunFolder:
 
     def restart(self) -> None:
         """Forgets what was measured and learnt; configuration and provenance stay."""
-        (self.path / "metrics.csv").unlink(missing_ok=True)
-        for name in ("last", "previous", "best"):
-            self.checkpoint(name).unlink(missing_ok=True)
-        self.predictions.unlink(missing_ok=True)
+        states = [self.checkpoint(name) for name in ("last", "previous", "best")]
+        for file in (self.path / "metrics.csv", *states, self.predictions, self.telemetry):
+            file.unlink(missing_ok=True)
         self.write_summary({"status": "running", "identity": self.summary()["identity"]})
 
     def remove_temporary(self) -> None:
@@ -212,6 +212,11 @@ class RunFolder:
     def predictions(self) -> Path:
         """What the best checkpoint's network says; see `sdnet.runs.predictions`."""
         return self.path / "predictions.npz"
+
+    @property
+    def telemetry(self) -> Path:
+        """Of each block and evaluation; see `sdnet.listeners.telemetry`."""
+        return self.path / "telemetry.csv"
 
     @property
     def figures(self) -> Path:

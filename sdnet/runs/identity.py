@@ -12,6 +12,7 @@ NOT_RESULT = (
     "show",
     "resume",
     "retry_failed",
+    "telemetry",
     "wandb",
     "model.name",
     "schedule.name",

@@ -82,6 +82,7 @@ class Trainer:
         self.load = devices.OtherLoad()
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
         self.lr = 0.0
+        self.drawn: Tensor | None = None  # the gates of the last step
         self.part: Tensor | None = None  # the images of the last forward pass
         self.survival: list[float] | None = None  # that the blocks have by now
         self.stop_requested = False
@@ -157,6 +158,7 @@ class Trainer:
         size = self.loaders["train"].size_of(counters.step % self.steps_per_epoch)
         sizes = self.part_sizes(size)
         gates = self.gates.draw(counters.step, [n for parts in sizes for n in parts])
+        self.drawn = gates
         mine = gates[:, world.share(size)] if gates.ndim == 2 else gates
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.parts(sizes[world.rank], images, labels, mine)
@@ -168,6 +170,8 @@ class Trainer:
             raise self.diverged(loss, counters.step + 1)
         if self.skipped_update == "decay":
             zero_skipped(self.optimizer)
+        for listener in self.listeners:
+            listener.on_gradients(self)
         (self.recorded or self.optimizer).step()
 
         self.sums += step_sums
@@ -285,13 +289,15 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; what is random is keyed by the step."""
+        states = {type(listener).__name__: listener.state() for listener in self.listeners}
+        known = {name: state for name, state in states.items() if state is not None}
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "counters": asdict(self.counters),
             "sums": self.sums,
             "metrics": self.run.metrics(),
-        }
+        } | ({"listeners": known} if known else {})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Takes on what `state` gave."""
@@ -313,6 +319,10 @@ class Trainer:
             state = self.world.broadcast(self.state() if self.world.is_main else None)
             if not self.world.is_main:
                 self.restore(state)
+        if self.world.is_main and self.counters.step:
+            states = state.get("listeners", {})
+            for listener in self.listeners:
+                listener.restore(self, states.get(type(listener).__name__))
         # A process that was killed after `last` had no time for the best.
         late = self.is_best() and not self.run.has_best(self.counters.step)
         if self.world.agree(late, 0)[0]:

@@ -142,6 +142,7 @@ def test_what_does_not_determine_the_result_is_taken_from_the_command_when_resum
     new = {
         "name": "b",
         "show": True,
+        "telemetry": "directions",
         "resume": str(folder.path),
         "retry_failed": True,
         "model.name": "other",

@@ -87,6 +87,7 @@ VALUES = {  # accepted, refused, what the message says of them
     "trainer.compile": ([None, "branches"], ["", "all", True, False], "branches, or null"),
     "trainer.fused": BOOLEAN,
     "trainer.graphs": BOOLEAN,
+    "telemetry": ([True, False, "directions"], ["true", 1, None], "true, false or directions"),
     "trainer.sync_batchnorm": BOOLEAN,
     "trainer.eval_every": POSITIVE,
     "trainer.eval_batch_size": OPTIONAL_POSITIVE,
