@@ -19,7 +19,7 @@ from tests.config.composed import composed
             "experimen=x",
             "experimen is not a setting; did you mean experiment? Known at the top: dataset, "
             "lr_schedule, model, name, optimizer, resume, retry_failed, schedule, seed, show, "
-                "telemetry, "
+            "telemetry, "
             "trainer, wandb, experiment",
         ),
         (
