@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from sdnet.analysis.figure_data import Spread
+from sdnet.analysis.figure_data import Curve, Spread
 from sdnet.analysis.plots import STYLE, log_steps
 
 
@@ -85,6 +85,19 @@ def shade(p_L: float | None, is_constant: bool, every: Sequence[float], series: 
     ordered = sorted(set(every))
     place = ordered.index(p_L) / (len(ordered) - 1)
     return plt.colormaps["viridis"](0.9 * place)  # 1 would vanish on white
+
+
+def curve_styles(found: Sequence[Curve]) -> list[dict[str, Any]]:
+    """The look of each: colour by p_L, a dash for each schedule and setting."""
+    p_L = [curve.p_L for curve in found if curve.p_L is not None and not curve.is_constant]
+    styles = []
+    for curve in found:
+        alike = [c for c in found if c.is_constant == curve.is_constant]
+        series = list(dict.fromkeys(c.series for c in alike))
+        index = series.index(curve.series)
+        color = shade(curve.p_L, curve.is_constant, p_L, index)
+        styles.append({"color": color, "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.3})
+    return styles
 
 
 def legend(figure: Figure, entries: dict[str, Any], title: str, several: bool) -> None:

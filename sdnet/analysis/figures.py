@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import MaxNLocator
 
+from sdnet.analysis import figure_telemetry
 from sdnet.analysis.figure_data import (
     PAPER_GRID,
     PAPER_NAME,
@@ -34,18 +35,18 @@ from sdnet.analysis.figure_style import (
     STYLES,
     Style,
     bars,
+    curve_styles,
     hide_rest,
     legend,
     plain_log_ticks,
     save,
     scale,
-    shade,
     with_n,
 )
 from sdnet.analysis.figure_time import plot_time
 from sdnet.analysis.groups import Group
 
-NAMES = ("p_L", "heatmap", "curves", "time")
+NAMES = ("p_L", "heatmap", "curves", "time", "gradients")
 MANY = 8  # more curves than that are drawn without bands
 CROWDED = 4  # more lines than that, of several settings, are drawn in a panel for each
 
@@ -211,7 +212,7 @@ def plot_curves(found: Sequence[Curve], title: str, style: Style, stem: Path) ->
         figure, both = plt.subplots(rows, columns, figsize=style.two_panels, layout="constrained")
         upper, lower = both
         entries: dict[str, Any] = {}
-        for curve, look in zip(found, _curve_styles(found), strict=True):
+        for curve, look in zip(found, curve_styles(found), strict=True):
             marker = "o" if len(curve.epochs) == 1 else None
             n = curve.test_error.shape[1]
             for axes, values in ((upper, curve.test_error), (lower, curve.train_loss)):
@@ -234,18 +235,6 @@ def plot_curves(found: Sequence[Curve], title: str, style: Style, stem: Path) ->
         return save(figure, stem)
 
 
-def _curve_styles(found: Sequence[Curve]) -> list[dict[str, Any]]:
-    p_L = [curve.p_L for curve in found if curve.p_L is not None and not curve.is_constant]
-    styles = []
-    for curve in found:
-        alike = [c for c in found if c.is_constant == curve.is_constant]
-        series = list(dict.fromkeys(c.series for c in alike))
-        index = series.index(curve.series)
-        color = shade(curve.p_L, curve.is_constant, p_L, index)
-        styles.append({"color": color, "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.3})
-    return styles
-
-
 def draw(
     groups: Sequence[Group], out: Path, paper: bool, times_comparable: bool, style: str = "screen"
 ) -> list[Path]:
@@ -262,6 +251,8 @@ def draw(
     drawn.append(plot_curves(curves(groups), *look, out / "curves"))
     if times_comparable:
         drawn.append(plot_time(time_points(groups), *look, out / "time"))
+    gradients = figure_telemetry.plot_rows(groups, *look, out / "gradients")
+    drawn += [] if gradients is None else [gradients]
     for name in NAMES:
         if out / f"{name}.png" not in drawn:
             for suffix in ("png", "pdf"):

@@ -54,7 +54,7 @@ def told(what: str):
 
 
 def figures_of(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, Any]) -> list[Path]:
-    """Draws survival.png and, once there is a row, curves.png."""
+    """Draws survival.png, once there is a row curves.png, and with telemetry gradients.png."""
     from sdnet.analysis import plots
 
     paths = [run.figures / "survival.png"]
@@ -67,6 +67,11 @@ def figures_of(trainer: Trainer, run: RunFolder, name: str, summary: dict[str, A
     if rows:
         paths.append(run.figures / "curves.png")
         plots.plot_curves(rows, summary["best_epoch"], name, paths[1])
+    if run.telemetry.is_file():
+        from sdnet.analysis import figure_telemetry
+
+        if figure_telemetry.plot_run(run.telemetry, name, run.figures / "gradients.png"):
+            paths.append(run.figures / "gradients.png")
     return paths
 
 

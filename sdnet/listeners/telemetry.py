@@ -1,13 +1,10 @@
 """What happens inside a network while it trains, block by block: `telemetry.csv`.
 
-A row per evaluation and branch, over the steps since the evaluation before. Gradients are those of
-the first convolution of a branch (Huang et al. 2016, figure 7: of the first block), whole as the
-optimizer gets them: the mean of their absolute values and their Euclidean norm, averaged over the
-steps in which the branch took part.
+A row per evaluation and branch, over the steps since the evaluation before; `sdnet.runs.telemetry`
+says what of. Gradients are those that the optimizer gets, of the first convolution of a branch, as
+in figure 7 of Huang et al. (2016), which shows the first block's.
 """
 
-import csv
-import io
 from itertools import combinations, islice
 from typing import Any
 
@@ -16,14 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet.models.layout import Layout, branch_modules
-from sdnet.runs.files import write_atomically
+from sdnet.runs.telemetry import MEASURES, add_telemetry
 from sdnet.training.listener import Listener
 
-COLUMNS = (
-    *("step", "epoch", "block", "name", "stage", "survival", "realised"),
-    *("gradient_mean", "gradient_norm", "weight_norm", "update_norm"),
-    *("direction_variance", "alignment"),  # of the whole network, in a row for block 0
-)
 BATCHES = 8  # of whose gradients the directions are compared
 
 
@@ -106,25 +98,14 @@ class Telemetry(Listener):
             found = directions_of(gradients_at(trainer, BATCHES))
             self.last.append(at | {"block": 0, "name": "network"} | found)
         if trainer.run is not None:
-            self._write(trainer.run, at["step"])
+            add_telemetry(trainer.run.telemetry, self.last)
         self._start_interval()
-
-    def _write(self, run: Any, step: int) -> None:
-        """Adds the last rows, instead of those that a run killed since then had added."""
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row for row in read_telemetry(run) if int(row["step"]) < step)
-        for row in self.last:
-            cells = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(cells)
-        write_atomically(run.telemetry, text.getvalue())
 
     def measures(self) -> dict[str, float]:
         """Of the last rows, for a logger: `telemetry/<measure>/<branch>`."""
         found = {}
         for row in self.last:
-            for name in COLUMNS[6:]:
+            for name in MEASURES:
                 if row.get(name) is not None:
                     found[f"telemetry/{name}/{row['name']}"] = row[name]
         return found
@@ -148,14 +129,6 @@ class Telemetry(Listener):
         rows = trainer.run.rows() if trainer.run is not None else []
         if rows and rows[-1]["step"] == trainer.counters.step:  # saved before its row was told
             self.on_row(trainer, rows[-1])
-
-
-def read_telemetry(run: Any) -> list[dict[str, str]]:
-    """The rows of a run's telemetry.csv as they are written; none where there is no such file."""
-    if not run.telemetry.is_file():
-        return []
-    with run.telemetry.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def norm_of(tensors: list[Tensor]) -> float:

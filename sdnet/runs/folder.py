@@ -2,11 +2,10 @@
 
     config.yaml        the resolved configuration
     provenance.json    command, commit, versions, device, the W&B run's id
-    metrics.csv        a row per evaluation
+    metrics.csv        a row per evaluation; telemetry.csv: and branch
     summary.json       status and result
     checkpoints/       last.pt, the previous one of it, best.pt
     predictions.npz    what the network of best.pt says of each image
-    telemetry.csv      a row per evaluation and branch, where it was asked for
     figures/  wandb/  export/  train.log
     lock               while a process works on the run
 
@@ -39,8 +38,9 @@ from sdnet.runs.identity import identity
 from sdnet.runs.predictions import step_of
 
 FILES = ("config.yaml", "provenance.json", "metrics.csv", "summary.json", "train.log", "lock")
-FILES += ("checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/best.pt")
-FILES += ("figures/survival.png", "figures/curves.png", "predictions.npz", "telemetry.csv")
+FILES += ("predictions.npz", "telemetry.csv")
+FILES += tuple(f"checkpoints/{name}.pt" for name in ("last", "previous", "best"))
+FILES += tuple(f"figures/{name}.png" for name in ("survival", "curves", "gradients"))
 FOLDERS = ("checkpoints", "figures", "wandb", "export")
 RESULT = ("best_epoch", "test_error", "final_test_error", "train_seconds", "eval_seconds")
 RESULT += ("blocks", "expected_active_blocks", "mean_active_blocks")  # of a completed run, to tell
@@ -65,7 +65,7 @@ COLUMNS = (
     "images_per_second",
     "active_blocks",
 )
-RESUMABLE = ("model", "optimizer", "counters", "sums")  # what a last checkpoint holds, at least
+RESUMABLE = ("model", "optimizer", "counters", "sums")  # a last checkpoint holds, at least
 
 
 def select(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], str]:

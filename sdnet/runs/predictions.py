@@ -18,6 +18,7 @@ from sdnet.runs.files import Damaged, replacing
 
 MOST = 50_000_000  # logits of a part: 50,000 images of 1,000 classes
 TOP = 5
+LEAST = -60_000.0  # that float16 holds, and no probability
 NEXT = np.float16(-6e-8)  # the float16 next to 0
 
 
@@ -47,7 +48,7 @@ class Predictions:
         classes = logits.shape[1]
         predicted = logits.argmax(1)[:, None]
         logits = logits - np.take_along_axis(logits, predicted, 1)
-        rounded = logits.astype(np.float16)
+        rounded = logits.clip(LEAST).astype(np.float16)
         rounded[rounded == 0] = NEXT  # so that rounding makes no second one the first
         np.put_along_axis(rounded, predicted, np.float16(0), 1)
         whole = cls(labels, order, classes, rounded.astype(np.float32))

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 
 from sdnet.launch.build import build_trainer
 from sdnet.listeners import telemetry
-from sdnet.listeners.telemetry import Telemetry, directions_of, read_telemetry
+from sdnet.listeners.telemetry import Telemetry, directions_of
 from sdnet.runs.folder import RunFolder
+from sdnet.runs.telemetry import read_telemetry
 from sdnet.training.counters import Interrupted
 from sdnet.training.listener import Listener
 from tests.config.composed import composed
@@ -55,26 +56,26 @@ def test_rows_hold_what_the_gradients_and_weights_were(tmp_path):
     trainer, twin = make(tmp_path / "run", "schedule.p_L=0.3"), Twin()
     trainer.listeners += (twin,)
     trainer.fit()
-    rows = read_telemetry(trainer.run)
-    assert [(int(r["step"]), int(r["block"])) for r in rows] == [
+    rows = read_telemetry(trainer.run.telemetry)
+    assert [(r["step"], r["block"]) for r in rows] == [
         (step, block) for step in (11, 22) for block in (1, 2, 3)
     ]
     for row in rows:
-        first, block = int(row["step"]) - 11, int(row["block"]) - 1
+        first, block = row["step"] - 11, row["block"] - 1
         taken = [g[block] for g in twin.found[first : first + 11] if g[block] is not False]
-        assert 0 < len(taken) <= 11 and float(row["realised"]) == pytest.approx(len(taken) / 11)
+        assert 0 < len(taken) <= 11 and row["realised"] == pytest.approx(len(taken) / 11)
         means, norms = zip(*((g.abs().mean(), g.norm()) for g in taken), strict=True)
-        assert float(row["gradient_mean"]) == pytest.approx(np.mean(means), rel=1e-4)
-        assert float(row["gradient_norm"]) == pytest.approx(np.mean(norms), rel=1e-4)
+        assert row["gradient_mean"] == pytest.approx(np.mean(means), rel=1e-4)
+        assert row["gradient_norm"] == pytest.approx(np.mean(norms), rel=1e-4)
         before, after = (
             torch.cat([p.flatten() for p in net.blocks[block].parameters()])
             for net in twin.weights[first // 11 : first // 11 + 2]
         )
-        assert float(row["weight_norm"]) == pytest.approx(after.norm().item(), rel=1e-4)
-        assert float(row["update_norm"]) == pytest.approx((after - before).norm().item(), rel=1e-4)
-    assert float(rows[0]["survival"]) > float(rows[2]["survival"]) == 0.3
+        assert row["weight_norm"] == pytest.approx(after.norm().item(), rel=1e-4)
+        assert row["update_norm"] == pytest.approx((after - before).norm().item(), rel=1e-4)
+    assert rows[0]["survival"] > rows[2]["survival"] == 0.3
     sent = trainer.listeners[0].measures()
-    assert sent["telemetry/update_norm/layer3.0"] == pytest.approx(float(rows[-1]["update_norm"]))
+    assert sent["telemetry/update_norm/layer3.0"] == pytest.approx(rows[-1]["update_norm"])
 
 
 @pytest.mark.parametrize("granularity", ["batch", "subset"])
