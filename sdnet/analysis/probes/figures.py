@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sdnet.analysis.figure_style import COLORS, DASHES, MARKERS
-from sdnet.analysis.plots import STYLE
+from sdnet.analysis.figure_style import COLORS, DASHES, MARKERS, STYLES, save
 
 Rows = Sequence[Mapping[str, Any]]
 Named = Mapping[str, Rows]
+RC = STYLES["screen"].rc
 MOST_LABELS = 20  # steps of a front that are numbered each
 MEASURES = {  # of averages: the column, its title
     "error": "error (%)",
@@ -27,10 +27,10 @@ MEASURES = {  # of averages: the column, its title
 }
 
 
-def plot_lesions(named: Named, images: int, path: Path) -> None:
+def plot_lesions(named: Named, images: int, stem: Path) -> Path:
     """What each branch out costs, above its p_l; the runs' bars stand side by side."""
     gates = len(next(iter(named.values())))
-    with plt.rc_context(STYLE):
+    with plt.rc_context(RC):
         size = (min(12.0, max(6.0, 0.16 * gates * len(named) + 2)), 4.6)
         figure, (top, bottom) = plt.subplots(
             2, 1, figsize=size, sharex=True, height_ratios=(2, 1), layout="constrained"
@@ -66,13 +66,13 @@ def plot_lesions(named: Named, images: int, path: Path) -> None:
         top.set_ylabel("test error without it,\nabove full depth (points)")
         bottom.set(xlabel="residual branch, from the input", ylabel="survival $p_l$", ylim=(0, 1.1))
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _finish(figure, named, f"One branch out at test time; {_test(images)}", path)
+        return _finish(figure, named, f"One branch out at test time; {_test(images)}", stem)
 
 
-def plot_sets(named: Named, orders: Named, images: int, path: Path) -> None:
+def plot_sets(named: Named, orders: Named, images: int, stem: Path) -> Path:
     """Test error against the number of branches out and, where there are orders, against theirs."""
     panels = 2 if orders else 1
-    with plt.rc_context(STYLE):
+    with plt.rc_context(RC):
         size = (2.4 + 3.4 * panels, 3.8)
         figure, grid = plt.subplots(
             1, panels, figsize=size, squeeze=False, sharey=True, layout="constrained"
@@ -89,17 +89,15 @@ def plot_sets(named: Named, orders: Named, images: int, path: Path) -> None:
             label = "rank correlation of the blocks' order\nwith that of training (Kendall's tau)"
             grid[0, 1].set(xlabel=label)
             grid[0, 1].invert_xaxis()
-        title = f"means of up to {most} sets, bands from the lowest to the highest"
-        swapped = "; right: blocks swapped at random" if orders else ""
-        _finish(
-            figure, named, f"Branches out at test time: {title}{swapped}\n{_test(images)}", path
-        )
+        title = f"Branches out at test time: means and ranges of up to {most} sets"
+        swapped = "; right: blocks swapped" if orders else ""
+        return _finish(figure, named, f"{title}{swapped}\n{_test(images)}", stem)
 
 
-def plot_truncation(named: Named, images: int, path: Path) -> None:
+def plot_truncation(named: Named, images: int, stem: Path) -> Path:
     """Test error without the last k blocks of a stage: a panel for each stage."""
     stages = list(dict.fromkeys(row["stage"] for rows in named.values() for row in rows))
-    with plt.rc_context(STYLE):
+    with plt.rc_context(RC):
         size = (max(5.0, 2.4 * len(stages) + 1), 3.4)
         figure, grid = plt.subplots(
             1, len(stages), figsize=size, sharey=True, squeeze=False, layout="constrained"
@@ -114,12 +112,12 @@ def plot_truncation(named: Named, images: int, path: Path) -> None:
             axes.set_ylim(bottom=0)
         grid[0, 0].set_ylabel("test error (%)")
         grid[0, len(stages) // 2].set_xlabel("blocks out, the last of the stage first")
-        _finish(figure, named, f"Stages cut short at test time; {_test(images)}", path)
+        return _finish(figure, named, f"Stages cut short at test time; {_test(images)}", stem)
 
 
-def plot_pareto(named: Named, images: int, path: Path) -> None:
+def plot_pareto(named: Named, images: int, stem: Path) -> Path:
     """Test error against the multiply-adds that are left; numbers are the branches that went."""
-    with plt.rc_context(STYLE):
+    with plt.rc_context(RC):
         figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
         for number, (name, rows) in enumerate(named.items()):
             x = [row["macs"] / 1e6 for row in rows]
@@ -130,25 +128,23 @@ def plot_pareto(named: Named, images: int, path: Path) -> None:
                 axes.annotate(
                     str(row["gate"]),
                     at,
-                    (-3, -9 if number % 2 else 4),
+                    (4, -9) if number % 2 else (-3, 4),
                     textcoords="offset points",
                     fontsize=7,
-                    ha="right",
+                    ha="left" if number % 2 else "right",
                     color=COLORS[number % len(COLORS)],
                 )
         axes.set(xlabel="multiply-adds of an image (millions)", ylabel="test error (%)")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-0.06 * axes.get_ylim()[1])  # room for numbers below
         axes.invert_xaxis()
-        title = (
-            "Branches out one by one, chosen on validation images; numbers: the branch that goes"
-        )
-        _finish(figure, named, f"{title}\n{_test(images)}", path)
+        title = "Branches out one by one, chosen on validation images; numbers say which"
+        return _finish(figure, named, f"{title}\n{_test(images)}", stem)
 
 
-def plot_averages(rows: Rows, name: str, images: int, path: Path) -> None:
+def plot_averages(rows: Rows, name: str, images: int, stem: Path) -> Path:
     """The measures of full depth and of averages, a panel for each measure."""
     names = [_with_members(row) for row in rows]
-    with plt.rc_context(STYLE):
+    with plt.rc_context(RC):
         figure, grid = plt.subplots(
             2, 3, figsize=(9, 1.9 + 0.44 * len(rows)), sharey=True, layout="constrained"
         )
@@ -170,13 +166,13 @@ def plot_averages(rows: Rows, name: str, images: int, path: Path) -> None:
             axes.margins(x=0.2)
             axes.xaxis.set_major_locator(MaxNLocator(4))
         title = f"Full depth, and averages of several networks; {_test(images)}"
-        _finish(figure, {name: rows}, title, path)
+        return _finish(figure, {name: rows}, title, stem)
 
 
-def plot_corruptions(named: Named, images: int, path: Path) -> None:
+def plot_corruptions(named: Named, images: int, stem: Path) -> Path:
     """Error and calibration error against the strength, a column for each kind of corruption."""
     kinds = list(dict.fromkeys(row["kind"] for rows in named.values() for row in rows))[1:]
-    with plt.rc_context(STYLE):
+    with plt.rc_context(RC):
         figure, grid = plt.subplots(
             2,
             len(kinds),
@@ -198,7 +194,7 @@ def plot_corruptions(named: Named, images: int, path: Path) -> None:
         grid[0, 0].set_ylabel("test error (%)")
         grid[1, 0].set_ylabel("calibration error (%)")
         grid[1, len(kinds) // 2].set_xlabel("strength; 0: the images as they are")
-        _finish(figure, named, f"Corrupted images; {_test(images)}", path)
+        return _finish(figure, named, f"Corrupted images; {_test(images)}", stem)
 
 
 def _band(axes: Axes, rows: Rows, number: int, name: str) -> None:
@@ -227,7 +223,7 @@ def _test(images: int) -> str:
     return f"{images:,} test images"
 
 
-def _finish(figure: Figure, named: Named, title: str, path: Path) -> None:
+def _finish(figure: Figure, named: Named, title: str, stem: Path) -> Path:
     """The title, which names a single run, and a legend of several; then the file."""
     if len(named) == 1:
         title = f"{next(iter(named))}\n{title}"
@@ -236,5 +232,4 @@ def _finish(figure: Figure, named: Named, title: str, path: Path) -> None:
         columns = 3 if max(map(len, named)) < 30 else 1
         figure.legend(*handles, loc="outside lower center", ncols=columns)
     figure.suptitle(title, fontsize=10, parse_math=False)
-    figure.savefig(path)
-    plt.close(figure)
+    return save(figure, stem)
