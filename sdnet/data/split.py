@@ -118,7 +118,7 @@ class Reading:
 class Files:
     """Image files, by their names (N,) as bytes below `folder`, with their labels (N,) as int64.
 
-    In evaluation an image is `changed(image, row)`, both (H, W, 3) of uint8, where that is given.
+    In evaluation an image (H, W, 3; uint8) becomes `changed(image, row)`, where that is given.
     """
 
     folder: str
