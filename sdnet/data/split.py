@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -116,12 +116,16 @@ class Reading:
 
 @dataclass
 class Files:
-    """Image files, by their names (N,) as bytes below `folder`, with their labels (N,) as int64."""
+    """Image files, by their names (N,) as bytes below `folder`, with their labels (N,) as int64.
+
+    In evaluation an image (H, W, 3; uint8) becomes `changed(image, row)`, where that is given.
+    """
 
     folder: str
     names: np.ndarray  # one array: a list of a million objects would be copied into every worker
     labels: np.ndarray
     reading: Reading
+    changed: Callable[[np.ndarray, int], np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -138,7 +142,7 @@ class Files:
         return digest.hexdigest()
 
     def subset(self, rows: np.ndarray) -> Files:
-        return Files(self.folder, self.names[rows], self.labels[rows], self.reading)
+        return Files(self.folder, self.names[rows], self.labels[rows], self.reading, self.changed)
 
     def path(self, row: int) -> str:
         return os.path.join(self.folder, os.fsdecode(self.names[row]))

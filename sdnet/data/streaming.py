@@ -176,6 +176,9 @@ class Reader(Dataset):
         image = self.center_crop(image, [min(height, STRIP * width), min(width, STRIP * height)])
         image = self.resize(image, [self.reading.resize])
         image = self.center_crop(image, [self.reading.size] * 2)
+        if self.files.changed is not None:
+            pixels = self.files.changed(image.permute(1, 2, 0).numpy(), int(row))
+            image = torch.from_numpy(pixels).permute(2, 0, 1)
         return image.contiguous(), torch.eye(3), torch.zeros(3, 1)
 
     def for_training(self, image: Tensor, epoch: int, row: int) -> tuple[Tensor, ...]:

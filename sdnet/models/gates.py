@@ -6,7 +6,8 @@ activation checkpointing and a wrapping module all see the same ones.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +63,8 @@ class Gated(nn.Module):
             that were run) in training (inverted scaling), `none` does neither.
     """
 
+    fixed: float | None = None  # the factor in evaluation, where `fixed_weights` gives one
+
     def __init__(self, survival: float, granularity: str, rescale: str):
         super().__init__()
         # Plain attributes, not state: a checkpoint loads into a network with another schedule.
@@ -97,6 +100,8 @@ class Gated(nn.Module):
         return (gate.to(x.dtype) * self._scale(p)).view(-1, *[1] * (x.ndim - 1)), None
 
     def weight_in_evaluation(self) -> float:
+        if self.fixed is not None:
+            return self.fixed
         return self.survival if self.rescale == "eval" else 1.0
 
     def _scale(self, share: float) -> float:
@@ -265,6 +270,19 @@ def _subsets(gates: Tensor, device: torch.device) -> list[Subset]:
     counts = gates.sum(1).tolist()
     rows = sent_to(device, gates.nonzero()[:, 1])
     return [Subset(r, gates.shape[1]) for r in rows.split(counts)]
+
+
+@contextmanager
+def fixed_weights(weights: Mapping[Gated, float]) -> Iterator[None]:
+    """Within it the branches of these gates have other factors in evaluation; 0.0: nothing runs."""
+    before = {gate: gate.fixed for gate in weights}
+    try:
+        for gate, weight in weights.items():
+            gate.fixed = weight
+        yield
+    finally:
+        for gate, fixed in before.items():
+            gate.fixed = fixed
 
 
 def set_survival(model: nn.Module, survival: Sequence[float]) -> None:
