@@ -195,8 +195,11 @@ def build_device(config: dict[str, Any], world: World = ALONE):
 
             check_compiler(device)
     devices.fuse(device, settings["fused"], settings["channels_last"])
-    if settings["graphs"] and world.size > 1:
-        raise ConfigError("trainer.graphs must be false with several processes, got true")
+    if world.size > 1:
+        if settings["graphs"]:
+            raise ConfigError("trainer.graphs must be false with several processes, got true")
+        if config.get("telemetry") == "directions":
+            raise ConfigError("telemetry must be true or false with several processes")
     if settings["graphs"] and device.type != "cuda":
         log.warning("trainer.graphs=true is without effect: it is for CUDA, not for %s", device)
     return device
