@@ -26,8 +26,10 @@ RESULTS = (
     "expected_active_blocks",
     "mean_active_blocks",
 )
-MOST = 1e12  # no number of a result is larger
-MAY_LACK = ("test_top5_error", "other_load")
+MOST = 1e12  # no number of a result is larger, but for multiply-adds
+MOST_MACS = 1e30
+DIVIDED_BY = ("blocks", "epochs", "seconds_per_epoch")
+MAY_LACK = ("test_top5_error", "other_load", "epochs", "training_macs")
 METRICS = ("epoch", "train_loss", "val_error", "test_error")
 
 
@@ -176,9 +178,10 @@ def _check_config(config: dict[str, Any]) -> None:
 
 
 def _is_sound(name: str, value: Any) -> bool:
-    if type(value) not in (int, float) or not 0 <= value < MOST:
+    most = MOST_MACS if name == "training_macs" else MOST
+    if type(value) not in (int, float) or not 0 <= value < most:
         return False
-    return value > 0 or name not in ("blocks", "seconds_per_epoch")  # which are divided by
+    return value > 0 or name not in DIVIDED_BY
 
 
 def _check_result(summary: dict[str, Any], rows: list[dict[str, float | None]]) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from sdnet.analysis import figure_data, figures, text
+from sdnet.analysis import difference_text, figure_data, figures, text
 from sdnet.analysis.collect import LeftOut, ReportError, Run, collect_runs
+from sdnet.analysis.differences import compare
 from sdnet.analysis.groups import group_runs
 from sdnet.analysis.references import find_references
 from sdnet.analysis.statistics import MAY_LACK, summary_row, times_differ
@@ -49,7 +50,7 @@ def _usable(runs: list[Run], left_out: list[LeftOut]) -> tuple[list[Run], list[L
     for run in runs:
         try:
             group = group_runs([run])
-            summary_row(group[0], None)
+            summary_row(group[0], compare(group, {})[group[0].id])
             times_differ([run])
             figure_data.check(group)
             kept.append(run)
@@ -92,7 +93,9 @@ def write_report(
         return None
     groups = group_runs(runs)
     words, references = find_references(groups, baseline)
-    rows = [summary_row(group, references[group.id]) for group in groups]
+    found = compare(groups, references)
+    rows = [summary_row(group, found[group.id]) for group in groups]
+    blocks = difference_text.blocks(groups, found, rows)
     no_time_figure = times_differ(runs)
     if no_time_figure:
         no_time_figure = f"not all times are comparable ({no_time_figure})"
@@ -113,14 +116,14 @@ def write_report(
         drawn = figures.draw(groups, out, paper, no_time_figure is None, style)
         write_atomically(out / "report.csv", text.spreadsheet(table))
         common = text.common_settings(groups)
-        page = text.markdown(title, printed, rows, notes, common, drawn, left_out)
+        page = text.markdown(title, printed, rows, notes, common, drawn, left_out, blocks)
         write_atomically(out / "report.md", page)
     except OSError as error:
         where = f"{out} cannot be written ({error.strerror}): --out names another folder"
         raise ReportError(where) from error
 
     text.print_table(console, title, printed)
-    text.print_lines(console, *notes, "\nto repeat a row:")
+    text.print_lines(console, *notes, *difference_text.short(blocks), "\nto repeat a row:")
     text.print_lines(console, *(f"  {r['id']}  {r['command']}  # {r['commit']}" for r in rows))
     text.print_left_out(console, left_out)
     names = ["report.csv", "report.md", *(path.name for path in drawn)]

@@ -1,13 +1,15 @@
-"""The numbers of a report: intervals over pairs of runs, times that compare, a row for a group."""
+"""The numbers of a report: times that compare, what is saved of them, a row for a group."""
 
-import statistics
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from sdnet.analysis.collect import Run, work_on
-from sdnet.analysis.groups import Group
+from sdnet.analysis.differences import COLUMNS, Difference, pairs_of
+from sdnet.analysis.groups import Group, without
 from sdnet.analysis.repeat import command, commits
 
 # What has to be the same for times to compare. A GPU's work is started by one thread, whose
@@ -17,22 +19,15 @@ GPUS_MACHINE = ("device", "device_name", "processes", "processor")
 MAY_BE_UNKNOWN = ("processor",)
 LOAD = 0.25  # cores kept busy by other programs: times of runs that differ by more do not compare
 IDLE = 0.5  # of a machine's cores: a GPU's run is not slowed by others that leave it so many
+SHORT = 60  # seconds of training: warming up and chance are too much of it to compare
+# By so much of the time more may be saved than of the multiply-adds: normalisation and activation
+# go too, and are not counted (docs/any_network.txt: 5.1 points at most, of 19 networks).
+MARGIN = 0.05
 TOP5 = ("test_top5_error_mean", "test_top5_error_std")
 # columns of numbers that a row may be without
-MAY_LACK = (*TOP5, "test_error_std", "final_error_std", "train_seconds_std", "time_saving")
-MAY_LACK += ("difference_mean", "difference_low", "difference_high")
-
-
-def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """Mean and 95 % interval of Student's t; the interval needs two values, the mean one."""
-    if not values:
-        return None, None, None
-    mean = statistics.fmean(values)
-    if len(values) == 1:
-        return mean, None, None
-    error = statistics.stdev(values) / len(values) ** 0.5
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
-    return mean, mean - half, mean + half
+SAVING = ("time_saving", "time_saving_low", "time_saving_high")
+MAY_LACK = (*TOP5, "test_error_std", "final_error_std", "train_seconds_std", *COLUMNS)
+MAY_LACK += (*SAVING, "gates_saving")
 
 
 def times_differ(runs: Sequence[Run]) -> str | None:
@@ -45,6 +40,8 @@ def times_differ(runs: Sequence[Run]) -> str | None:
             return f"{key} {', '.join(found)}"
     if shared := [entry for entry in work if entry.get("per_gpu", 1) != 1]:
         return f"{shared[0]['per_gpu']} runs at once on a GPU"
+    if (shortest := min(run.summary["train_seconds"] for run in runs)) < SHORT:
+        return f"a training of {shortest:.0f} seconds, less than {SHORT}"
     loads = [run.summary.get("other_load") for run in runs]
     if None in loads:
         return "load by other programs unknown"
@@ -59,32 +56,62 @@ def _cores(work: Sequence[dict[str, Any]]) -> int:
     return min(count if type(count) is int else 0 for count in counts)
 
 
-def comparison(group: Group, reference: Group | None) -> dict[str, Any]:
-    """Paired by seed: differences of the test error, and the time saved."""
-    pairs = []
-    if reference is not None and reference is not group:
-        others = reference.by_seed
-        pairs = [(run, others[run.seed]) for run in group.runs if run.seed in others]
-    errors = [ours.summary["test_error"] - other.summary["test_error"] for ours, other in pairs]
-    mean, low, high = interval(errors)
-    saving, reason = None, None
-    if pairs:
-        reason = times_differ([run for pair in pairs for run in pair])
-        if reason is None:
-            seconds = [[run.summary["seconds_per_epoch"] for run in pair] for pair in pairs]
-            saving = 1 - sum(ours for ours, _ in seconds) / sum(other for _, other in seconds)
-    return {
-        "reference": reference.id if reference is not None else "",
-        "difference_mean": mean,
-        "difference_low": low,
-        "difference_high": high,
-        "difference_n": len(pairs),
-        "time_saving": saving,
-        "times_not_comparable": reason or "",
-    }
+def time_saved(group: Group, reference: Group | None) -> dict[str, Any]:
+    """What is saved of the seconds per epoch, over pairs of runs with the same seed.
+
+    The mean and the 95 % interval of Student's t are those of the logarithms of their ratios.
+    """
+    pairs = pairs_of(group, reference)
+    reason = times_differ([run for pair in pairs for run in pair]) if pairs else None
+    saved: list[float | None] = [None, None, None]
+    can_save = gates_save(group, reference)
+    if pairs and reason is None:
+        ratios = [a.summary["seconds_per_epoch"] / b.summary["seconds_per_epoch"] for a, b in pairs]
+        logs = np.log(ratios)
+        saved[0] = -math.expm1(logs.mean())
+        if len(pairs) > 1:
+            half = stats.t.ppf(0.975, len(pairs) - 1) * logs.std(ddof=1) / len(pairs) ** 0.5
+            saved[1:] = -math.expm1(logs.mean() + half), -math.expm1(logs.mean() - half)
+        if can_save is not None and saved[0] > can_save + MARGIN:
+            percent = f"{100 * saved[0]:.1f} % saved", f"{100 * can_save:.1f} %"
+            reason = f"{percent[0]}, more than the {percent[1]} that gates skip"
+            saved = [None, None, None]
+    names = dict(zip(SAVING, saved, strict=True))
+    return names | {"gates_saving": can_save, "times_not_comparable": reason or ""}
 
 
-def summary_row(group: Group, reference: Group | None) -> dict[str, Any]:
+def gates_save(group: Group, reference: Group | None) -> float | None:
+    """The share of the reference's multiply-adds that the gates skip in an epoch.
+
+    Of its active blocks, where runs did not note the former. None where the rows differ in more
+    than their schedule: then it is not gates alone that save time.
+    """
+    pairs = pairs_of(group, reference)
+    if reference is None or not pairs:
+        return None
+    if without(group, "schedule") != without(reference, "schedule"):
+        return None
+    known = all(run.summary.get("training_macs") for pair in pairs for run in pair)
+    if not known and _granularity(group) == "sample":
+        return 0.0
+    ours, theirs = (
+        sum(
+            run.summary["training_macs"] / run.summary["epochs"]
+            if known
+            else run.summary["mean_active_blocks"]
+            for run in side
+        )
+        for side in zip(*pairs, strict=True)
+    )
+    return 1 - ours / theirs if theirs else None
+
+
+def _granularity(group: Group) -> str | None:
+    first = group.runs[0]  # a network of one's own may have no such setting
+    return first.summary.get("granularity") or first.config["model"].get("granularity")
+
+
+def summary_row(group: Group, difference: Difference) -> dict[str, Any]:
     numbers = {}
     for column, name in (
         ("test_error", "test_error"),
@@ -96,8 +123,6 @@ def summary_row(group: Group, reference: Group | None) -> dict[str, Any]:
         numbers |= {f"{column}_mean": mean, f"{column}_std": std}
     means = ("expected_active_blocks", "mean_active_blocks", "blocks", "seconds_per_epoch")
     expected, blocks = (group.mean_std(name)[0] for name in ("expected_active_blocks", "blocks"))
-    first = group.runs[0]  # a network of one's own may have no such setting
-    granularity = first.summary.get("granularity") or first.config["model"].get("granularity")
     return {
         "id": group.id,
         **{key: "" if value is None else value for key, value in group.shown.items()},
@@ -106,8 +131,9 @@ def summary_row(group: Group, reference: Group | None) -> dict[str, Any]:
         **numbers,
         **{name: group.mean_std(name)[0] for name in means},
         # masks (granularity sample) are laid on what was computed: they save nothing
-        "expected_saving": 0.0 if granularity == "sample" else 1 - expected / blocks,
-        **comparison(group, reference),
+        "expected_saving": 0.0 if _granularity(group) == "sample" else 1 - expected / blocks,
+        **difference.columns(),
+        **time_saved(group, difference.reference),
         "selection": "; ".join(sorted({run.summary["selection"] for run in group.runs})),
         "command": command(group),
         "commit": commits(group),

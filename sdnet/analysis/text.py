@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sdnet.analysis.collect import LeftOut
+from sdnet.analysis.difference_text import Block
 from sdnet.analysis.groups import Group, plain
-from sdnet.analysis.statistics import LOAD, TOP5
+from sdnet.analysis.statistics import LOAD, MARGIN, SHORT, TOP5
 from sdnet.runs.shown import visible
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r", *"\uff1d\uff0b\uff0d\uff20")  # in full width too
@@ -40,7 +41,12 @@ def _difference(row: dict[str, Any]) -> str:
 def _saving(row: dict[str, Any]) -> str:
     if row["times_not_comparable"]:
         return "not comparable"
-    return NONE if row["time_saving"] is None else f"{100 * row['time_saving']:.1f} %"
+    if row["time_saving"] is None:
+        return NONE
+    text = f"{100 * row['time_saving']:.1f} %"
+    if row["time_saving_low"] is not None:
+        text += f" [{100 * row['time_saving_low']:.0f}, {100 * row['time_saving_high']:.0f}]"
+    return text
 
 
 def _rules(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -97,8 +103,10 @@ def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | 
         "n runs (seeds): mean ± sample standard deviation over seeds (n - 1 in the denominator).",
         f"Difference: to {reference}, in percentage points, the mean over runs paired by seed with "
         "the 95 % interval of Student's t; n is given where it is not that of the row.",
-        "Time saved: 1 - the ratio of the seconds per epoch of the same pairs. Not comparable: "
-        "device, processor, threads, processes or the load by other programs (by more than "
+        "Time saved: how much shorter an epoch of training is, without evaluations: the mean over "
+        "the same pairs and its 95 % interval. Not comparable: a training shorter than "
+        f"{SHORT} seconds; more is saved than gates skip, by {100 * MARGIN:g} points; or device, "
+        "processor, threads, processes or the load by other programs (by more than "
         f"{LOAD:g} cores) differ or are unknown. On a GPU threads do not count, nor does a load "
         "that leaves half of the cores idle.",
         "Block evaluations saved: 1 - expected active blocks / blocks; 0 with masks per image, "
@@ -140,6 +148,7 @@ def markdown(
     common: dict[str, Any],
     figures: Sequence[Path],
     left_out: Sequence[LeftOut],
+    differences: Sequence[Block] = (),
 ) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in cells) + " |"
@@ -148,6 +157,9 @@ def markdown(
     parts += [line(list(printed[0])), "|" + " --- |" * len(printed[0])]
     parts += [line(list(row.values())) for row in printed]
     parts += ["", *(f"- {escaped(note)}" for note in notes), ""]
+    for number, block in enumerate(differences):
+        parts += [] if number else ["## Differences", ""]
+        parts += [f"### {escaped(block.title)}", "", *(f"- {escaped(s)}" for s in block.lines), ""]
     if figures:
         parts += ["## Figures", ""]
         for path in figures:

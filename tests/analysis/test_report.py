@@ -90,7 +90,7 @@ def write_run(
         "test_error": errors[best][1],
         "final_test_error": errors[-1][1],
         "selection": RULE,
-        "train_seconds": 30.0 + seed,
+        "train_seconds": 300.0 + seed,
         "seconds_per_epoch": 10.0 + seed,
         "expected_active_blocks": active,
         "mean_active_blocks": active if active == blocks else active + 0.1,
@@ -470,25 +470,59 @@ def test_runs_of_several_processes_with_many_classes(tmp_path):
         ),
         ({"other_load": 0.4}, {}, "load by other programs 0.10 to 0.40 cores"),
         ({"other_load": None}, {}, "load by other programs unknown"),
+        ({"train_seconds": 59.0}, {}, "a training of 59 seconds, less than 60"),
         ({"other_load": 0.34}, {"resumed": [{"git_commit": None}]}, ""),
     ],
 )
 def test_times_compare_only_on_equal_terms(tmp_path, summary, where, reason):
     for seed in (0, 1):
         write_run(tmp_path / f"constant-{seed}", seed, schedule=CONSTANT)
-        seconds = {"seconds_per_epoch": 6 + 2 * seed}
+        seconds = {"seconds_per_epoch": 7.5 + 2 * seed}
         write_run(tmp_path / f"linear-{seed}", seed, ((1, 2),), seconds | summary, where)
     result, printed = report(tmp_path)
     row = row_with(result, schedule="linear_decay")
     assert row["times_not_comparable"] == reason
     if not reason:
-        assert row["time_saving"] == pytest.approx(1 - (6 + 8) / (10 + 11))
-        assert "33.3 %" in printed
+        assert row["time_saving"] == pytest.approx(1 - math.sqrt(7.5 / 10 * 9.5 / 11))
+        ends = [row["time_saving_low"], row["time_saving_high"]]
+        assert f"19.5 % [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" in printed
     else:
         assert math.isnan(row["time_saving"]) and "not comparable" in printed
         assert (
             f"No figure of error against time: not all times are comparable ({reason})" in printed
         )
+
+
+@pytest.mark.parametrize(
+    "active, macs, settings, reason",
+    [
+        (5.8, None, {}, ""),  # 40 % saved of the time, 3.2 of 9 blocks skipped
+        (6.0, 50, {}, ""),  # half of the multiply-adds
+        (7.0, None, {}, "40.0 % saved, more than the 22.2 % that gates skip"),
+        (6.0, 80, {}, "40.0 % saved, more than the 20.0 % that gates skip"),
+        (6.0, None, {"model__granularity": "sample"}, "40.0 % saved, more than the 0.0 % that"),
+    ],
+)
+def test_more_time_than_gates_save_is_not_comparable(tmp_path, active, macs, settings, reason):
+    for name, of_run in (
+        ("linear", {"mean_active_blocks": active, "seconds_per_epoch": 6.0}),
+        ("constant", {"mean_active_blocks": 9, "seconds_per_epoch": 10.0}),
+    ):
+        if macs is not None:  # of 3 epochs; the row beside it has trained as much in more of them
+            share, epochs = (1, 3) if name == "constant" else (macs / 100, 4)
+            of_run |= {"training_macs": 7e13 * share * epochs, "epochs": epochs}
+        schedule = LINEAR if name == "linear" else CONSTANT
+        write_run(tmp_path / name, 0, summary=of_run, schedule=schedule, **settings)
+    row = row_with(report(tmp_path, baseline="schedule=constant")[0], schedule="linear_decay")
+    assert row["times_not_comparable"].startswith(reason)
+    assert bool(row["times_not_comparable"]) == bool(reason) == math.isnan(row["time_saving"])
+
+
+def test_what_else_differs_may_save_any_time(tmp_path):
+    write_run(tmp_path / "deep", model__depth=56, summary={"seconds_per_epoch": 100.0})
+    write_run(tmp_path / "flat", summary={"seconds_per_epoch": 10.0})
+    row = row_with(report(tmp_path, baseline="model.depth=56")[0], model__depth=20)
+    assert row["time_saving"] == pytest.approx(0.9) and math.isnan(row["gates_saving"])
 
 
 GPU = {"device": "cuda", "device_name": "GPU X", "processor": "CPU X", "cores": 8, "per_gpu": 1}
@@ -519,7 +553,7 @@ def test_times_on_gpus_depend_on_the_processor_and_on_a_load_that_leaves_it_no_c
     one, other, loads, reason
 ):
     runs = [
-        Run(Path(), {}, {"other_load": load}, {"threads": 1} | where, [])
+        Run(Path(), {}, {"other_load": load, "train_seconds": 60}, {"threads": 1} | where, [])
         for load, where in zip(loads, (one, one | other), strict=True)
     ]
     assert times_differ(runs) == times_differ(runs[::-1]) == reason
@@ -588,10 +622,10 @@ def test_curves_and_times_are_those_of_the_runs(tmp_path):
         *(1.0, True),
         "constant depth, depth 56",
     )
-    assert (constant.seconds, constant.error) == ((30, 30, 30, 1), (5, 5, 5, 1))
+    assert (constant.seconds, constant.error) == ((300, 300, 300, 1), (5, 5, 5, 1))
     assert constant.joins == []  # another depth
     assert (point.p_L, point.is_constant, point.series) == (0.5, False, "linear decay, depth 20")
-    assert point.seconds == (30.5, 30, 31, 2) and point.error == (4, 3, 5, 2)
+    assert point.seconds == (300.5, 300, 301, 2) and point.error == (4, 3, 5, 2)
     assert figure_data.title_of(groups) == "resnet20 on digits, 3 epochs"
     groups[-1].runs[0].config["model"]["name"] = "resnet56"
     assert figure_data.title_of(groups) == "digits, 3 epochs"
@@ -685,6 +719,8 @@ WRONG = {  # by file and place, the values that no run of ours leaves there
     ("summary.json", "seconds_per_epoch"): ["x", 0, float("inf")],
     ("summary.json", "blocks"): ["x", 0, {}],
     ("summary.json", "other_load"): ["x", []],
+    ("summary.json", "training_macs"): ["x", 10**400],
+    ("summary.json", "epochs"): [0, "x"],
     ("summary.json", "selection"): [None, 7],
     ("summary.json", "status"): [None, [], {}],
     ("provenance.json", "overrides"): [7, [7]],
@@ -748,13 +784,16 @@ HOSTILE = [
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_a_run_is_called_is_text_wherever_it_is_reported(tmp_path, text):
     hostile = UNIFORM | {"name": text, "rule": text}
-    write_run(tmp_path / "sound")
+    write_run(tmp_path / "sound", schedule=CONSTANT, trainer__x=text)
+    (
+        write_run(tmp_path / "kept", 1, schedule=CONSTANT, trainer__x=text) / "predictions.npz"
+    ).touch()
     write_run(tmp_path / "named", 1, schedule=hostile, summary={"selection": text}, trainer__x=text)
     write_run(
         tmp_path / f"`{text.replace('/', '')}`", 2, summary={"reason": text, "status": "failed"}
     )
     result, printed = report(tmp_path)
-    assert len(result.runs) == 2 and len(result.left_out) == 1
+    assert len(result.runs) == 3 and len(result.left_out) == 1
     shown = visible(text)
     assert shown in printed and printed.replace("\n", "").isprintable()
 
@@ -770,7 +809,7 @@ def test_what_a_run_is_called_is_text_wherever_it_is_reported(tmp_path, text):
     inline = [child for token in tokens for child in token.children or []]
     kinds = {token.type for token in (*tokens, *inline)}
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "em_open", "strong_open"}
-    assert sum(token.type == "heading_open" for token in tokens) == 4
+    assert sum(token.type == "heading_open" for token in tokens) == 6
     assert shown in {child.content for child in inline} and len(rows[0]) > 20
 
 
