@@ -171,7 +171,7 @@ def _stored(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
     try:
         stored = folder.config()
         for key, value in config.items():
-            if key not in stored:
+            if key not in stored and (isinstance(value, dict) or determines_result(key)):
                 raise Damaged(f"config.yaml has no {key}")
             if isinstance(value, dict) and not isinstance(stored[key], dict):
                 raise Damaged(f"config.yaml has no settings of {key}")
@@ -181,14 +181,19 @@ def _stored(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with what an earlier version had not in `trainer`, by its default.
+    """A stored configuration with the settings that an earlier version had not, by their defaults:
+    those of `trainer`, and those of no group.
 
     Only where it changes no result: the run is the same one.
     """
-    file = SETTINGS / "trainer" / "default.yaml"
-    defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
-    later = {k: v for k, v in defaults.items() if not determines_result(f"trainer.{k}")}
-    return stored | {"trainer": later | stored["trainer"]}
+
+    def later(file: Path, prefix: str) -> dict[str, Any]:
+        defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = {k: v for k, v in defaults.items() if not isinstance(v, dict | list)}
+        return {k: v for k, v in values.items() if not determines_result(prefix + k)}
+
+    trainer = later(SETTINGS / "trainer" / "default.yaml", "trainer.") | stored["trainer"]
+    return later(SETTINGS / "config.yaml", "") | stored | {"trainer": trainer}
 
 
 def _select(config: dict[str, Any], path: str) -> Any:
