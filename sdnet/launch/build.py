@@ -281,6 +281,7 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
         trainer.recorded = Recorded(model, optimizer, rows, zero_skipped)
     evaluated = {"validation": data.validation, "test": data.test}
     trainer.orders = {p: images.order() for p, images in evaluated.items() if images is not None}
+    trainer.classes = data.classes
     trainer.facts = {"classes": len(data.classes), "image_shape": [*map(int, data.image_shape)]}
     if data.fingerprint is not None:  # they may be exchanged
         trainer.facts["data"] = data.fingerprint

@@ -20,9 +20,9 @@ from sdnet.launch.provenance import (
     to_continue,
     warn_of_changed_code,
 )
-from sdnet.listeners import wandb as tracking
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.listeners.telemetry import Telemetry
+from sdnet.listeners.wandb_run import WandbListener
 from sdnet.lock import Lock, Locked
 from sdnet.processes import WARNINGS, Stopped
 from sdnet.runs.files import Damaged
@@ -187,7 +187,7 @@ def _train(
     try:
         if wandb_mode != "disabled":
             run_id, resumed = known["wandb_id"], "resumed" in known
-            tracker = tracking.WandbListener(config, wandb_mode, run.path, name, run_id, resumed)
+            tracker = WandbListener(config, wandb_mode, run.path, name, run_id, resumed)
             run.write_provenance(known | {"wandb_id": tracker.run.id})  # an agent gives its own
             wandb_mode = tracker.run.mode
         made = make_trainer()

@@ -23,9 +23,6 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from sdnet.training.listener import Listener
-from sdnet.training.trainer import Trainer
-
 if TYPE_CHECKING:
     from sdnet.analysis.report import Report
 
@@ -34,7 +31,6 @@ UNKNOWN = {"mode": "disabled", "entity": None, "project": "sdnet", "group": None
 words = log.getChild("words")  # what W&B would print; an error it raises as well
 words.addFilter(lambda record: record.levelno == logging.WARNING)
 
-INTERVAL = "interval/active_blocks"  # mean since the last measurement, on an axis of steps
 MODES = {"run": "online", "shared": "online", "dryrun": "offline"}  # W&B's other words
 SECRET = ("KEY", "TOKEN", "HEADER", "PROXY")  # in the names of variables that are not shown
 
@@ -297,55 +293,3 @@ def log_report(report: "Report", mode: str | None = None) -> None:
         run.finish()
 
     Run(settings, mode, report.out, run_id, False, **named).do(fill)
-
-
-class WandbListener(Listener):
-    """Logs a run to W&B; `mode` is what `resolve_mode` gave, not `disabled`.
-
-    Args:
-        config: the resolved configuration, logged as it is.
-        folder: the run folder; W&B's files go to `wandb/` in it.
-        run_id: kept by a resumed run.
-    """
-
-    def __init__(
-        self, config: dict[str, Any], mode: str, folder: Path, name: str, run_id: str, resumed: bool
-    ):
-        shown = {"name": config["wandb"]["name"] or name, "job_type": "train", "config": config}
-        self.run = Run(config["wandb"], mode, folder, run_id, resumed, **shown)
-        self.run.do(lambda run: run.define_metric("*", step_metric="epoch"))
-        self.run.do(lambda run: run.define_metric(INTERVAL, step_metric="step"))
-        self.log_every = config["trainer"]["log_every"]
-        self.seen = (0, 0.0)  # steps and active blocks already logged
-
-    def on_start(self, trainer: Trainer) -> None:
-        self.seen = (trainer.counters.step, trainer.counters.active)
-
-    def on_step(self, trainer: Trainer) -> None:
-        step, active = trainer.counters.step, trainer.counters.active
-        if step % self.log_every == 0 or step == trainer.total_steps:
-            mean = (active - self.seen[1]) / (step - self.seen[0])
-            self.run.do(lambda run: run.log({"step": step, INTERVAL: mean}))
-            self.seen = (step, active)
-
-    def on_row(self, trainer: Trainer, row: dict[str, float | None]) -> None:
-        known = {key: value for key, value in row.items() if value is not None}
-        self.run.do(lambda run: run.log(known))
-
-    def finish(self, summary: dict[str, Any], figures: list[Path]) -> None:
-        """Ends the W&B run with the numbers of summary.json and the figures.
-
-        Args:
-            summary: empty where another process has the run by now.
-        """
-
-        def end(run):
-            import wandb
-
-            try:
-                run.log({f"figures/{f.stem}": wandb.Image(str(f)) for f in figures})
-            finally:
-                run.summary.update(summary)
-                run.finish(exit_code=0 if summary.get("status") == "completed" else 1)
-
-        self.run.do(end)

@@ -76,6 +76,7 @@ class Trainer:
             self.steps_per_epoch if self.settings["eval_unit"] == "epoch" else 1
         )
         self.facts: dict[str, Any] = {}  # of the data, for the record
+        self.classes: list[str] = []  # their names, for what is shown
         self.orders: dict[str, str] = {}  # of the parts, by which predictions are known
         self.outputs: dict[str, Outputs] = {}  # of the last evaluation
         self.counters = Counters()

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pandas as pd
 import pytest
 import wandb
@@ -19,6 +20,8 @@ from PIL import Image
 from wandb.sdk import wandb_setup
 
 from sdnet.listeners import wandb as tracking
+from sdnet.listeners.wandb_run import WandbListener
+from sdnet.runs.predictions import Predictions, write_predictions
 from sdnet.training.counters import Counters
 
 SETTINGS = {
@@ -335,7 +338,7 @@ def listener(begun, run=None, **changes):
     begun.answers = [run or Run()] * 9
     arguments = {"config": config(), "mode": "offline", "folder": Path("run"), "name": "ours"}
     arguments |= {"run_id": "id000000", "resumed": False} | changes
-    return tracking.WandbListener(**arguments)
+    return WandbListener(**arguments)
 
 
 def test_a_run_is_named_and_its_numbers_have_their_axes(begun):
@@ -350,7 +353,8 @@ def test_a_run_is_named_and_its_numbers_have_their_axes(begun):
 
 def test_active_blocks_are_the_mean_of_each_interval_and_of_the_rest(begun):
     made = listener(begun)
-    trainer = SimpleNamespace(counters=Counters(step=2, active=100), total_steps=10)
+    counters = Counters(step=2, active=100)
+    trainer = SimpleNamespace(counters=counters, total_steps=10, classes=[])
     made.on_start(trainer)  # resumed after 2 steps
     for active in (1, 2, 3, 4, 5, 6, 7, 8):
         trainer.counters.step += 1
@@ -419,6 +423,22 @@ def test_the_end_of_a_run_has_its_summary_figures_and_exit_code(begun, tmp_path,
     assert list(figures) == ["figures/survival", "figures/curves"]
     assert all(isinstance(image, wandb.Image) for image in figures.values())
     assert made.run.run.summary == summary and made.run.run.ended == [code]
+
+
+def test_the_end_of_a_completed_run_has_a_table_of_what_it_confuses_and_no_logits(begun, tmp_path):
+    made = listener(begun, folder=tmp_path)
+    made.on_start(SimpleNamespace(counters=Counters(), classes=["cat", "dog"]))
+    logits = np.float32([[2, 0], [2, 0], [0, 2], [0, 2]])
+    parts = {"test": Predictions.from_logits(logits, [0, 1, 1, 1], "a")}
+    write_predictions(tmp_path / "predictions.npz", parts, 1.0, 1)
+    made.finish({"status": "completed"}, [])
+    (table,) = [values["confusion"] for values in made.run.run.logged if values]
+    assert table.columns == ["actual", "predicted", "count"]
+    assert table.data == [["cat", "cat", 1], ["dog", "cat", 1], ["dog", "dog", 2]]
+
+    failed = listener(begun, Run(), folder=tmp_path)
+    failed.finish({"status": "failed"}, [])
+    assert not any(failed.run.run.logged)
 
 
 @pytest.fixture
