@@ -1,5 +1,5 @@
-"""`python -m sdnet train ...` trains. `report <folders>` looks at what it left, `export <run>`
-writes a run's network for others."""
+"""`python -m sdnet train ...` trains. `report <folders>` looks at what it left, `evaluate`
+at what its networks say of each image, `export <run>` writes a run's network for others."""
 
 import argparse
 import sys
@@ -60,6 +60,31 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate(arguments: argparse.Namespace) -> int:
+    with _needs("report"):
+        from sdnet.launch.evaluate import evaluate
+        from sdnet.launch.modes import MODES
+
+    from sdnet.runs.shown import visible
+
+    processes.interrupt_as_usual()
+    chosen = {name: getattr(arguments, name) for name in MODES}
+    modes = {name: int(number) for name, number in chosen.items() if number is not None}
+    how = {name: getattr(arguments, name) for name in ("checkpoint", "device", "batch_size")}
+    try:
+        evaluate(arguments.folders, arguments.out, modes, arguments.seed, **how)
+    except (ValueError, OSError) as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m sdnet", description=__doc__)
     commands = parser.add_subparsers(title="commands")
@@ -94,6 +119,35 @@ def _parser() -> argparse.ArgumentParser:
         help="log table and figures to W&B; default: as the runs were",
     )
     report.set_defaults(command=_report)
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="errors by class, calibration and figures of runs, from their predictions",
+        description="Writes what the networks of all completed runs below the folders say of the "
+        "validation and test images into evaluation/ of each, and of several runs one table.",
+    )
+    evaluate.add_argument("folders", nargs="+", type=Path, help="runs, or folders of runs")
+    flag = {"action": "store_const", "const": 0}
+    number = {"type": _count, "metavar": "N"}
+    for name, options, said in (
+        ("--lesion", flag, "each block out in turn"),
+        ("--lesion-pairs", number, "N random sets of k blocks out for each k, and N orders"),
+        ("--truncate", flag, "the last blocks of each stage out"),
+        (
+            "--pareto",
+            number | {"nargs": "?", "const": 0},
+            "blocks out one by one, as validation images choose, of which N are used; default: all",
+        ),
+        ("--monte-carlo", number, "the mean of N networks whose gates are drawn"),
+        ("--recalibrate-bn", flag, "BatchNorm's statistics computed anew at full depth"),
+        ("--corruptions", flag, "noise, blur, contrast, pixelation and JPEG"),
+        ("--seed", {"type": int, "default": 0}, "of what is random in these; default: 0"),
+        ("--checkpoint", {"choices": ("best", "last"), "default": "best"}, "default: best"),
+        ("--device", {"default": "auto"}, "where the network is computed; default: auto"),
+        ("--batch-size", number, "images at once; default: as the run"),
+        ("--out", {"type": Path, "metavar": "FOLDER"}, "default: evaluation/ in the run"),
+    ):
+        evaluate.add_argument(name, help=said, **options)
+    evaluate.set_defaults(command=_evaluate)
     export = commands.add_parser(
         "export",
         help="a run's network as safetensors, torch.export and ONNX, for those without sdnet",

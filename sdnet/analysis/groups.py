@@ -47,10 +47,7 @@ class Group:
 
         Both are None where a run lacks it.
         """
-        values = [run.summary.get(name) for run in self.runs]
-        if None in values:
-            return None, None
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+        return mean_std([run.summary.get(name) for run in self.runs])
 
     def ends_in(self, baseline: "Group") -> bool:
         """Whether this schedule is `baseline`, a constant depth, when its p_L is 1."""
@@ -58,6 +55,13 @@ class Group:
         if self.is_baseline or "p_L" not in schedule or not is_constant(schedule | {"p_L": 1}):
             return False
         return without(self, "schedule") == without(baseline, "schedule")
+
+
+def mean_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation (None for one value); both None where one is missing."""
+    if None in values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

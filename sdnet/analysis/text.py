@@ -150,12 +150,7 @@ def markdown(
     left_out: Sequence[LeftOut],
     differences: Sequence[Block] = (),
 ) -> str:
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in cells) + " |"
-
-    parts = [f"# {escaped(title)}", ""]
-    parts += [line(list(printed[0])), "|" + " --- |" * len(printed[0])]
-    parts += [line(list(row.values())) for row in printed]
+    parts = [f"# {escaped(title)}", "", *markdown_table(printed)]
     parts += ["", *(f"- {escaped(note)}" for note in notes), ""]
     for number, block in enumerate(differences):
         parts += [] if number else ["## Differences", ""]
@@ -179,6 +174,14 @@ def markdown(
         parts += [f"- {fence}{folder}{fence}: {escaped(item.reason)}"]
     parts += [] if left_out else ["None."]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def markdown_table(printed: Sequence[dict[str, str]]) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    head = [line(list(printed[0])), "|" + " --- |" * len(printed[0])]
+    return head + [line(list(row.values())) for row in printed]
 
 
 def count(items: Sequence[Any], noun: str) -> str:

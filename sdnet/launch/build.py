@@ -307,32 +307,32 @@ def check_batches(config: dict[str, Any], images: int, processes: int) -> None:
 
 def build_loaders(config: dict[str, Any], data, device, world: World) -> dict[str, Any]:
     """The loaders of the parts: `train`, `test` and, where there is one, `validation`."""
+    from sdnet.data.split import Files
+
+    dataset = config["dataset"]
+    augmentation = {"seed": config["seed"], "flip": dataset.get("flip", False)}
+    if not isinstance(data.train, Files):
+        augmentation["shift"] = dataset.get("shift", 0)
+    augmentation["batch_size"] = config["trainer"]["batch_size"]
+    make = partial(build_loader, config, data.normalization, device, world)
+    loaders = {"train": make(data.train, **augmentation), "test": make(data.test)}
+    if data.validation is not None:
+        loaders["validation"] = make(data.validation)
+    return loaders
+
+
+def build_loader(config: dict[str, Any], normalization, device, world: World, part, **more):
+    """The loader of one part: as it is evaluated, but for `more`."""
     from sdnet.data.loader import Loader
     from sdnet.data.split import Files
     from sdnet.data.streaming import StreamingLoader
 
-    settings, dataset = config["trainer"], config["dataset"]
-    streams = isinstance(data.train, Files)
-    augmentation = {"seed": config["seed"], "flip": dataset.get("flip", False)}
-    if not streams:
-        augmentation["shift"] = dataset.get("shift", 0)
-    common = {"channels_last": settings["channels_last"], "rank": world.rank, "ranks": world.size}
-    if streams:
-        common["workers"] = settings["workers"]
-    make = partial(
-        StreamingLoader if streams else Loader,
-        normalization=data.normalization,
-        device=device,
-        **common,
-    )
-    evaluated = eval_batch_size(settings, data.train, device)
-    loaders = {
-        "train": make(data.train, batch_size=settings["batch_size"], **augmentation),
-        "test": make(data.test, batch_size=evaluated),
-    }
-    if data.validation is not None:
-        loaders["validation"] = make(data.validation, batch_size=evaluated)
-    return loaders
+    settings, make = config["trainer"], Loader
+    more = {"batch_size": eval_batch_size(settings, part, device)} | more
+    more |= {"channels_last": settings["channels_last"], "rank": world.rank, "ranks": world.size}
+    if isinstance(part, Files):
+        make, more["workers"] = StreamingLoader, settings["workers"]
+    return make(part, normalization=normalization, device=device, **more)
 
 
 def eval_batch_size(settings: dict[str, Any], images, device) -> int:

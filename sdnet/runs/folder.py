@@ -6,7 +6,7 @@
     summary.json       status and result
     checkpoints/       last.pt, the previous one of it, best.pt
     predictions.npz    what the network of best.pt says of each image
-    figures/  wandb/  export/  train.log
+    figures/  wandb/  export/  evaluation/  train.log
     lock               while a process works on the run
 
 Errors are percent, times seconds, sizes bytes. How files are written: `sdnet.runs.files`.
@@ -41,7 +41,7 @@ FILES = ("config.yaml", "provenance.json", "metrics.csv", "summary.json", "train
 FILES += ("predictions.npz", "telemetry.csv")
 FILES += tuple(f"checkpoints/{name}.pt" for name in ("last", "previous", "best"))
 FILES += tuple(f"figures/{name}.png" for name in ("survival", "curves", "gradients"))
-FOLDERS = ("checkpoints", "figures", "wandb", "export")
+FOLDERS = ("checkpoints", "figures", "wandb", "export", "evaluation")
 RESULT = ("best_epoch", "test_error", "final_test_error", "train_seconds", "eval_seconds")
 RESULT += ("blocks", "expected_active_blocks", "mean_active_blocks")  # of a completed run, to tell
 MOST_YAML, MOST_JSON = 2**18, 2**22  # bytes that are read: the former takes three seconds
