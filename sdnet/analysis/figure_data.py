@@ -104,11 +104,14 @@ def title_of(groups: Sequence[Group]) -> str:
     configs = [run.config for group in groups for run in group.runs]
     model = {label_of(c["model"]) for c in configs}
     data = {c.get("dataset", {}).get("name") for c in configs}
-    epochs = {c["trainer"]["epochs"] for c in configs}
+    budgets = {c["trainer"].get("budget") for c in configs}
+    epochs = {c["trainer"]["epochs"] for c in configs} if budgets == {None} else set()
     shared = [found.pop() for found in (model, data) if len(found) == 1]
     parts = [" on ".join(filter(None, shared))]
     if len(epochs) == 1:
         parts.append(f"{epochs.pop()} epochs")
+    elif len(budgets) == 1 and budgets != {None}:
+        parts.append(f"as much as {budgets.pop():g} epochs of constant depth")
     return ", ".join(filter(None, parts))
 
 

@@ -22,7 +22,14 @@ from sdnet.models.checks import check_drop_rate
 from sdnet.models.pretrained import digest_of
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
-from sdnet.runs.identity import NOT_RESULT, canonical, determines_result, is_said_twice, run_name
+from sdnet.runs.identity import (
+    AS_BEFORE,
+    NOT_RESULT,
+    canonical,
+    determines_result,
+    is_said_twice,
+    run_name,
+)
 
 PACKAGE = Path(__file__).parents[1]
 # In a wheel the settings are part of the package; in a checkout they are beside it.
@@ -141,13 +148,14 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not folder.holds_run():
         raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
     stored = _stored(folder, config)
-    newer = sorted(set(config["trainer"]) - set(stored["trainer"]))
-    if unknown := [name for name in newer if determines_result(f"trainer.{name}")]:
+    added = sorted(set(config["trainer"]) - set(stored["trainer"]))
+    newer = {n: AS_BEFORE.get(f"trainer.{n}", config["trainer"][n]) for n in added}
+    if unknown := [n for n, value in newer.items() if determines_result(f"trainer.{n}", value)]:
         raise ConfigError(
             f"resume={folder.path} was begun by an earlier version of sdnet: its configuration has "
             f"no trainer.{unknown[0]}; start a new run"
         )
-    stored["trainer"] |= {name: config["trainer"][name] for name in newer}
+    stored["trainer"] |= newer
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         key = key.partition("@")[0]
@@ -187,7 +195,7 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
     """
     file = SETTINGS / "trainer" / "default.yaml"
     defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
-    later = {k: v for k, v in defaults.items() if not determines_result(f"trainer.{k}")}
+    later = {k: v for k, v in defaults.items() if not determines_result(f"trainer.{k}", v)}
     return stored | {"trainer": later | stored["trainer"]}
 
 

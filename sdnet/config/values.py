@@ -100,6 +100,10 @@ CHECKS = {
     ),
     "optimizer.skipped_update": _one_of("decay", "freeze"),
     "trainer.epochs": _whole(1, 10**6),
+    "trainer.budget": (
+        lambda v: v is None or (type(v) in (int, float) and 0 < v <= 10**6),
+        "a number above 0, a million at most, or null",
+    ),
     "trainer.batch_size": _whole(2),  # BatchNorm needs two values
     "trainer.accumulate": _whole(1),
     "trainer.checkpoint_blocks": _optional(_whole(1)),

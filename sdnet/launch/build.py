@@ -240,19 +240,22 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     """
     import torch
 
+    from sdnet.launch.budget import budgeted, training_cost
     from sdnet.launch.own_network import try_network
     from sdnet.training.trainer import Trainer
 
-    settings = config["trainer"]
     device = build_device(config, world)
     with world.one_first():
         data = build_data(config, listing=True)
     check_batches(config, len(data.train), world.size)
     schedule = build_schedule(config)
     model = build_model(config, len(data.classes), data.image_shape[0], schedule)
+    shape, images = data.image_shape, len(data.train)
+    cost = training_cost(config, model, schedule, shape)
+    config = budgeted(config, cost, images)
+    settings = config["trainer"]
     if granularity_of(model) == "subset":  # blocks have a batch size each: hundreds of searches
         torch.backends.cudnn.benchmark = False
-    shape, images = data.image_shape, len(data.train)
     trial.check_least_rows(config, model, schedule, shape, images, world.size)
     if settings["sync_batchnorm"]:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -278,6 +281,9 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
         trainer.recorded = Recorded(model, optimizer, rows, zero_skipped)
     evaluated = {"validation": data.validation, "test": data.test}
     trainer.orders = {p: images.order() for p, images in evaluated.items() if images is not None}
+    if cost is not None:
+        length = (settings["epochs"], images, settings["batch_size"])
+        trainer.macs = {"macs": cost.macs, "training_macs": cost.training_macs(*length)}
     trainer.facts = {"classes": len(data.classes), "image_shape": [*map(int, data.image_shape)]}
     if data.fingerprint is not None:  # they may be exchanged
         trainer.facts["data"] = data.fingerprint

@@ -45,6 +45,7 @@ def show(config: dict[str, Any]) -> None:
     """Prints what would be trained."""
     from sdnet.analysis.plan import show_plan
     from sdnet.launch import build, measure
+    from sdnet.launch.budget import budgeted, training_cost
     from sdnet.launch.own_network import try_network
     from sdnet.launch.progress import duration
     from sdnet.launch.trial import check_least_rows
@@ -60,6 +61,8 @@ def show(config: dict[str, Any]) -> None:
     model = build.build_model(config, len(data.classes), data.image_shape[0], schedule)
     try_network(model, data.image_shape, len(data.classes))
     check_least_rows(config, model, schedule, data.image_shape, len(data.train), size)
+    cost = training_cost(config, model, schedule, data.image_shape)
+    config = budgeted(config, cost, len(data.train))
     build.check_optimization(config, model, device)
     shown = console.set_up()
     show_plan(shown, config, data, build.planned(model, schedule))

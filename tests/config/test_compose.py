@@ -204,6 +204,13 @@ def test_what_cannot_be_resumed_says_why(tmp_path, every_member):
     folder.create(without, {})
     assert compose.resumed(config, [])["trainer"] == config["trainer"]
     (folder.path / "config.yaml").unlink()
+    del without["trainer"]["budget"]  # it came later, and its runs had none
+    folder.create(without, {})
+    of_now = config | {"trainer": config["trainer"] | {"budget": 3}}
+    assert compose.resumed(of_now, [])["trainer"]["budget"] is None
+    with pytest.raises(ConfigError, match=r"trainer\.budget=3 would change the result"):
+        compose.resumed(of_now, ["trainer.budget=3"])
+    (folder.path / "config.yaml").unlink()
     folder.create(every_member[0] | {"model": {"_target_": "os.system"}}, {})
     with pytest.raises(ConfigError, match=r"model\._target_=os\.system is not allowed"):
         compose.resumed(config, [])

@@ -77,6 +77,11 @@ VALUES = {  # accepted, refused, what the message says of them
         [0, 1.0, True, "1", None, 10**6 + 1],
         "a whole number, 1 to 1000000",
     ),
+    "trainer.budget": (
+        [None, 1, 0.5, 10**6],
+        [0, -1, True, "1", 10**6 + 1, INFINITE, NOT_A_NUMBER],
+        "a number above 0, a million at most, or null",
+    ),
     "trainer.batch_size": (
         [2, 3],
         [1, 0, 2.0, "2", None, 10**10],

@@ -48,6 +48,21 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
     assert sweep_plan._compose(cfg, [numbers], 3, "", "").config["wandb"]["name"] == "3-3"
 
 
+def test_each_run_of_a_sweep_has_the_epochs_that_the_budget_is_for_it(swept):
+    cfg = swept(*SMALL, "trainer.budget=3", "schedule.p_L=0.5,0.8,1")
+    points = sweep_plan.plan(cfg)
+    assert {point.config["trainer"]["epochs"] for point in points} == {30}
+    names = [point.name for point in points]
+    sweep_plan.check(points, True, 1, listing=True)
+    assert [run_name(point.config) for point in points] == names
+    epochs = [point.config["trainer"]["epochs"] for point in points]
+    assert epochs[0] > epochs[1] > epochs[2] == 3
+    console = Console(file=io.StringIO(), width=200)
+    sweep_plan.show(console, points)
+    ends = [line.split()[-1] for line in console.file.getvalue().splitlines() if "-pL" in line]
+    assert ends == [f"{e:.6g}" for e in epochs]
+
+
 def test_presets_hold_the_runs_of_the_papers_figure(swept):
     def planned(*overrides):
         configs_of = [point.config for point in sweep_plan.plan(swept(*SMALL, *overrides))]
