@@ -2,7 +2,7 @@
 
     report.csv   a row per configuration, every number in full precision
     report.md    the same rounded, how it was computed, the commands, what was left out
-    p_L heatmap curves time   figures that apply, .png and .pdf
+    p_L heatmap curves time compute   figures that apply, .png and .pdf
 
 Errors are percent, times seconds; savings and intervals are said in `notes`.
 """

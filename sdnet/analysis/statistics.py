@@ -21,6 +21,7 @@ TOP5 = ("test_top5_error_mean", "test_top5_error_std")
 # columns of numbers that a row may be without
 MAY_LACK = (*TOP5, "test_error_std", "final_error_std", "train_seconds_std", "time_saving")
 MAY_LACK += ("difference_mean", "difference_low", "difference_high")
+MAY_LACK += ("train_macs_mean", "train_macs_std")
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
@@ -91,6 +92,7 @@ def summary_row(group: Group, reference: Group | None) -> dict[str, Any]:
         ("test_top5_error", "test_top5_error"),
         ("final_error", "final_test_error"),
         ("train_seconds", "train_seconds"),
+        ("train_macs", "training_macs"),
     ):
         mean, std = group.mean_std(name)
         numbers |= {f"{column}_mean": mean, f"{column}_std": std}

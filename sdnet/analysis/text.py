@@ -43,6 +43,14 @@ def _saving(row: dict[str, Any]) -> str:
     return NONE if row["time_saving"] is None else f"{100 * row['time_saving']:.1f} %"
 
 
+def _macs(count: float | None) -> str:
+    return NONE if count is None else f"{count:.4g}".replace("e+", "e")
+
+
+def _seconds(mean: float, std: float | None) -> str:
+    return f"{mean:.3g}" if pd.isna(std) else f"{mean:.3g} ± {std:.2g}"
+
+
 def _rules(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rules by which the runs select their test error."""
     return sorted({rule for row in rows for rule in row["selection"].split("; ")})
@@ -64,6 +72,8 @@ def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[di
             "difference (points)": _difference(row),
             "active blocks expected": f"{row['expected_active_blocks']:.2f}",
             "measured": f"{row['mean_active_blocks']:.2f} of {row['blocks']:g}",
+            "multiply-adds": _macs(row["train_macs_mean"]),
+            "training (s)": _seconds(row["train_seconds_mean"], row["train_seconds_std"]),
             "s/epoch": f"{row['seconds_per_epoch']:.3g}",
             "time saved": _saving(row),
             "block evaluations saved": f"{100 * row['expected_saving']:.1f} %",
@@ -101,6 +111,7 @@ def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | 
         "device, processor, threads, processes or the load by other programs (by more than "
         f"{LOAD:g} cores) differ or are unknown. On a GPU threads do not count, nor does a load "
         "that leaves half of the cores idle.",
+        "Multiply-adds: of the forward passes of a whole training, as expected.",
         "Block evaluations saved: 1 - expected active blocks / blocks; 0 with masks per image, "
         "which save nothing.",
     ]

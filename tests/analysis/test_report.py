@@ -583,15 +583,15 @@ def test_curves_and_times_are_those_of_the_runs(tmp_path):
     assert linear.epochs == [1, 2]  # that both runs evaluated
     assert linear.test_error.tolist() == [[8, 6], [5, 3]]
     assert linear.train_loss.tolist() == [[2, 2], [1, 1]] and linear.train_loss.dtype == float
-    point, constant = figure_data.time_points(groups)
+    point, constant = figure_data.points_by("train_seconds", groups)
     assert (constant.p_L, constant.is_constant, constant.series) == (
         *(1.0, True),
         "constant depth, depth 56",
     )
-    assert (constant.seconds, constant.error) == ((30, 30, 30, 1), (5, 5, 5, 1))
+    assert (constant.cost, constant.error) == ((30, 30, 30, 1), (5, 5, 5, 1))
     assert constant.joins == []  # another depth
     assert (point.p_L, point.is_constant, point.series) == (0.5, False, "linear decay, depth 20")
-    assert point.seconds == (30.5, 30, 31, 2) and point.error == (4, 3, 5, 2)
+    assert point.cost == (30.5, 30, 31, 2) and point.error == (4, 3, 5, 2)
     assert figure_data.title_of(groups) == "resnet20 on digits, 3 epochs"
     groups[-1].runs[0].config["model"]["name"] = "resnet56"
     assert figure_data.title_of(groups) == "digits, 3 epochs"
@@ -630,6 +630,20 @@ def test_figures_are_drawn_where_they_apply_and_stale_ones_removed(grid):
     assert result.figures == [out / "curves.png"]
     kept = {"report.csv", "report.md", "curves.png", "curves.pdf", "mine.png"}
     assert {path.name for path in out.iterdir()} == kept
+
+
+def test_figures_of_compute_need_that_all_runs_counted_it(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"linear-{seed}", seed, summary={"training_macs": 4.0e12})
+        write_run(tmp_path / f"constant-{seed}", seed, schedule=CONSTANT)
+    result, printed = report(tmp_path)
+    assert "compute" not in {path.stem for path in result.figures}
+    assert "4e12" in printed and "30.5 ± 0.71" in printed  # seconds
+    for seed in (0, 1):
+        change(tmp_path / f"constant-{seed}", "summary.json", training_macs=8.0e15)
+    result, _ = report(tmp_path)
+    assert result.figures[-1].stem == "compute"
+    assert sorted(result.table["train_macs_mean"]) == [4e12, 8e15]
 
 
 def test_figures_show_the_numbers_of_the_table(grid):
