@@ -36,6 +36,9 @@ PACKAGE = Path(__file__).parents[1]
 SETTINGS = next(f for f in (PACKAGE / "conf", PACKAGE.parent / "conf") if f.is_dir())
 
 
+LATER = {"seeds": None, "telemetry": False}  # at the top, that an earlier version had not
+
+
 def register_resolvers() -> None:
     """Makes `sdnet.run_name` and the others that conf/ uses known to OmegaConf."""
     resolvers = {"run_name": _run_name, "run_dir": _run_dir, "basename": _basename}
@@ -130,6 +133,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(explain(error)) from error
     as_meant(config)
     check(config)
+    if config["seeds"]:
+        config["seed"] = config["seeds"][0]  # the first of its runs
     return config
 
 
@@ -179,7 +184,7 @@ def _stored(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
     try:
         stored = folder.config()
         for key, value in config.items():
-            if key not in stored:
+            if key not in {**LATER, **stored}:
                 raise Damaged(f"config.yaml has no {key}")
             if isinstance(value, dict) and not isinstance(stored[key], dict):
                 raise Damaged(f"config.yaml has no settings of {key}")
@@ -189,14 +194,14 @@ def _stored(folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored configuration with what an earlier version had not in `trainer`, by its default.
+    """A stored configuration with what an earlier version had not, in `trainer` by its default.
 
     Only where it changes no result: the run is the same one.
     """
     file = SETTINGS / "trainer" / "default.yaml"
     defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
     later = {k: v for k, v in defaults.items() if not determines_result(f"trainer.{k}", v)}
-    return stored | {"trainer": later | stored["trainer"]}
+    return LATER | stored | {"trainer": later | stored["trainer"]}
 
 
 def _select(config: dict[str, Any], path: str) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from sdnet.runs.folder import RunFolder
 
 
 def job(cfg: DictConfig) -> float | None:
-    """Called by Hydra, once for each run; returns the lowest validation error in percent."""
+    """Called by Hydra, once for each run; returns the lowest validation error in percent.
+
+    With `seeds` it is a run for each of them, and the mean of their errors.
+    """
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     if hydra.job.chdir:
@@ -31,6 +35,10 @@ def job(cfg: DictConfig) -> float | None:
             config = compose.resumed(config, hydra.overrides.task)
         if config["show"]:
             return show(config) if processes.is_main() else None
+        if config["seeds"]:
+            from sdnet.launch.seeds import mean_error
+
+            return mean_error(config, folder, partial(train, in_sweep=in_sweep))
         return train(config, folder, in_sweep)
     except (HydraException, OmegaConfBaseException) as error:
         if in_sweep:

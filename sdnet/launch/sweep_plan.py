@@ -84,6 +84,9 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
         label = f"run {number + 1} of {len(every)}" + (f" ({swept})" if swept else "")
         with _errors_in(label):
             point = _compose(config, overrides, number, label, swept)
+            if grid and point.config["seeds"]:
+                seeds = ",".join(map(str, point.config["seeds"]))
+                raise ConfigError(f"seeds is for a search; here it is seed={seeds}, got [{seeds}]")
             first = points.setdefault(point.run.path, point)
             if identity(first.config) != identity(point.config):
                 raise ConfigError(f"it has the folder of {first.label}: {point.run.path}")
@@ -124,6 +127,11 @@ def _expand(config: DictConfig, grid: bool) -> list[list[str]]:
             raise ConfigError("sweep must be one preset: several would not be applied")
         if grid and not override.is_discrete_sweep():
             raise ConfigError(f"{key} is a range: it needs hydra/sweeper=optuna")
+        if key == "seed" and not grid:
+            raise ConfigError(
+                "seed must be one value in a search, which would choose the luckiest: "
+                "seeds=[0,1,2] has the mean of several minimised"
+            )
     latest = {override.get_key_element(): override for override in overrides}
     values = [_values(override) for override in latest.values()]
     if not all(values):

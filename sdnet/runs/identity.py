@@ -9,6 +9,7 @@ from sdnet.runs.shown import visible
 # Settings that do not determine the result: where and how a run is computed, kept and shown.
 NOT_RESULT = (
     "name",
+    "seeds",
     "show",
     "resume",
     "retry_failed",

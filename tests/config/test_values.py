@@ -35,6 +35,11 @@ VALUES = {  # accepted, refused, what the message says of them
         [-1, 0.0, False, "0", None, 2**63],
         f"a whole number, 0 to {2**63 - 1}",
     ),
+    "seeds": (
+        [None, [0], [2, 0, 2**63 - 1]],
+        [[], 3, 0, "0", [0, 0], [-1], [True], [0, "1"], [1.0], (0, 1)],
+        "a list of different seeds such as [0,1,2], or null",
+    ),
     "show": ([True, False, "time"], [0, 1, "true", None], "true, false or time"),
     "resume": OPTIONAL_TEXT,
     "retry_failed": BOOLEAN,

@@ -168,14 +168,19 @@ def test_a_folder_of_another_run_is_found_in_the_plan(swept, configuration):
 
 
 def test_of_ranges_the_ends_are_planned_and_the_last_word_on_a_setting_counts(swept):
-    overrides = ["schedule.p_L=interval(0.25,1.0)", "seed=3,5", "trainer.epochs=7", "seed=4,8"]
+    overrides = [
+        "schedule.p_L=interval(0.25,1.0)",
+        "optimizer.momentum=0.3,0.5",
+        "trainer.epochs=7",
+        "optimizer.momentum=0.4,0.8",
+    ]
     params = {"schedule.p_L": "0.1,0.2", "optimizer.lr": "choice(0.1,0.2)"}
     cfg = swept(*overrides, params=params)
     assert sweep_plan._expand(cfg, grid=False) == [
-        ["schedule.p_L=0.25", "optimizer.lr=0.1", "seed=4", "trainer.epochs=7"],
-        ["schedule.p_L=1.0", "optimizer.lr=0.1", "seed=4", "trainer.epochs=7"],
-        ["schedule.p_L=0.25", "optimizer.lr=0.2", "seed=4", "trainer.epochs=7"],
-        ["schedule.p_L=0.25", "optimizer.lr=0.1", "seed=8", "trainer.epochs=7"],
+        ["schedule.p_L=0.25", "optimizer.lr=0.1", "optimizer.momentum=0.4", "trainer.epochs=7"],
+        ["schedule.p_L=1.0", "optimizer.lr=0.1", "optimizer.momentum=0.4", "trainer.epochs=7"],
+        ["schedule.p_L=0.25", "optimizer.lr=0.2", "optimizer.momentum=0.4", "trainer.epochs=7"],
+        ["schedule.p_L=0.25", "optimizer.lr=0.1", "optimizer.momentum=0.8", "trainer.epochs=7"],
     ]
     assert sweep_plan._expand(swept("seed=0,1", params={"trainer.epochs": "5,6"}), grid=True) == [
         [f"trainer.epochs={epochs}", f"seed={seed}"] for epochs in (5, 6) for seed in (0, 1)
