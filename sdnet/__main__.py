@@ -34,6 +34,7 @@ def _report(arguments: argparse.Namespace) -> int:
             arguments.baseline,
             arguments.paper,
             style=arguments.style,
+            columns=arguments.columns and arguments.columns.split(","),
         )
         if report is not None:
             tracking.log_report(report, arguments.wandb)
@@ -67,8 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="table and figures over the runs in some folders",
-        description="Prints and writes a table (report.csv, report.md) and figures over all "
-        "completed runs below the folders; other runs are listed with the reason.",
+        description="Prints and writes a table (report.csv, report.md, report.html) and figures "
+        "over all completed runs below the folders; other runs are listed with the reason.",
     )
     report.add_argument("folders", nargs="+", type=Path, help="searched for runs, e.g. multirun")
     report.add_argument(
@@ -84,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("screen", "paper"),
         default="screen",
         help="of the figures; paper: one column wide, type of 8 points",
+    )
+    report.add_argument(
+        "--columns",
+        metavar="NAMES",
+        help="of the table, separated by commas and without units, e.g. 'test error,schedule.p_L'; "
+        "default: those that do not say the same in all rows",
     )
     report.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: report/ in the first folder"

@@ -28,6 +28,7 @@ RESULTS = (
 )
 MOST = 1e24  # no number of a result is larger: multiply-adds of a training
 MAY_LACK = ("test_top5_error", "other_load", "epochs", "training_macs")
+MAY_LACK += ("val_error",)
 METRICS = ("epoch", "train_loss", "val_error", "test_error")
 
 

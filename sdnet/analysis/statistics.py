@@ -21,7 +21,7 @@ TOP5 = ("test_top5_error_mean", "test_top5_error_std")
 # columns of numbers that a row may be without
 MAY_LACK = (*TOP5, "test_error_std", "final_error_std", "train_seconds_std", "time_saving")
 MAY_LACK += ("difference_mean", "difference_low", "difference_high")
-MAY_LACK += ("train_macs_mean", "train_macs_std")
+MAY_LACK += ("train_macs_mean", "train_macs_std", "val_error_mean", "val_error_std")
 
 
 def interval(values: Sequence[float]) -> tuple[float | None, float | None, float | None]:
@@ -89,6 +89,7 @@ def summary_row(group: Group, reference: Group | None) -> dict[str, Any]:
     numbers = {}
     for column, name in (
         ("test_error", "test_error"),
+        ("val_error", "val_error"),
         ("test_top5_error", "test_top5_error"),
         ("final_error", "final_test_error"),
         ("train_seconds", "train_seconds"),

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdnet.analysis.collect import LeftOut
+from sdnet.analysis.columns import rounded
 from sdnet.analysis.groups import Group, plain
 from sdnet.analysis.statistics import LOAD, TOP5
 from sdnet.runs.shown import visible
@@ -22,7 +23,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", *"\uff1d\uff0b\uff0d\uff20")  # in fu
 NONE = "\N{EN DASH}"
 
 
-def _mean_std(mean: float, std: float | None) -> str:
+def _mean_std(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return NONE
     return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
 
 
@@ -57,19 +60,21 @@ def _rules(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[dict[str, str]]:
-    """The rows for print: what each column is called and says."""
+    """The rows for print: what each column is called and says, the results first."""
+    columns = {key: rounded([row[key] for row in rows]) for key in settings}
     several_rules = len(_rules(rows)) > 1
     with_top5 = all(row[TOP5[0]] is not None for row in rows)
     return [
         {
             "id": row["id"],
-            **{key: str(row[key]) for key in settings},
-            "n": str(row["n"]),
-            "seeds": row["seeds"],
             "test error (%)": _mean_std(row["test_error_mean"], row["test_error_std"]),
             **({"top-5 (%)": _mean_std(*(row[name] for name in TOP5))} if with_top5 else {}),
-            "final test error (%)": _mean_std(row["final_error_mean"], row["final_error_std"]),
             "difference (points)": _difference(row),
+            "validation error (%)": _mean_std(row["val_error_mean"], row["val_error_std"]),
+            **{key: texts[i] for key, texts in columns.items()},
+            "n": str(row["n"]),
+            "seeds": row["seeds"],
+            "final test error (%)": _mean_std(row["final_error_mean"], row["final_error_std"]),
             "active blocks expected": f"{row['expected_active_blocks']:.2f}",
             "measured": f"{row['mean_active_blocks']:.2f} of {row['blocks']:g}",
             "multiply-adds": _macs(row["train_macs_mean"]),
@@ -79,7 +84,7 @@ def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[di
             "block evaluations saved": f"{100 * row['expected_saving']:.1f} %",
             **({"selection": row["selection"]} if several_rules else {}),
         }
-        for row in rows
+        for i, row in enumerate(rows)
     ]
 
 
@@ -151,11 +156,13 @@ def markdown(
     common: dict[str, Any],
     figures: Sequence[Path],
     left_out: Sequence[LeftOut],
+    same: Sequence[str] = (),
 ) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(escaped(cell).replace("|", "\\|") for cell in cells) + " |"
 
     parts = [f"# {escaped(title)}", ""]
+    parts += [*(f"- {escaped(each)}" for each in same), ""] if same else []
     parts += [line(list(printed[0])), "|" + " --- |" * len(printed[0])]
     parts += [line(list(row.values())) for row in printed]
     parts += ["", *(f"- {escaped(note)}" for note in notes), ""]
@@ -193,10 +200,11 @@ def print_lines(console: Console, *texts: str) -> None:
 def print_left_out(console: Console, left_out: Sequence[LeftOut]) -> None:
     if left_out:
         print_lines(console, f"\nleft out ({len(left_out)}):")
-        print_lines(console, *(f"  {_said(item)}" for item in left_out))
+        print_lines(console, *(f"  {said(item)}" for item in left_out))
 
 
-def _said(item: LeftOut) -> str:
+def said(item: LeftOut) -> str:
+    """A run that was left out, and why."""
     return f"{visible(str(item.folder))}: {item.reason}"
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -628,7 +629,7 @@ def test_figures_are_drawn_where_they_apply_and_stale_ones_removed(grid):
     write_run(grid.parent / "one" / "run", where={"threads": None})  # times unknown
     result, _ = report(grid.parent / "one", out=out)
     assert result.figures == [out / "curves.png"]
-    kept = {"report.csv", "report.md", "curves.png", "curves.pdf", "mine.png"}
+    kept = {"report.csv", "report.md", "report.html", "curves.png", "curves.pdf", "mine.png"}
     assert {path.name for path in out.iterdir()} == kept
 
 
@@ -786,6 +787,81 @@ def test_what_a_run_is_called_is_text_wherever_it_is_reported(tmp_path, text):
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "em_open", "strong_open"}
     assert sum(token.type == "heading_open" for token in tokens) == 4
     assert shown in {child.content for child in inline} and len(rows[0]) > 20
+
+    html = Html((tmp_path / "report" / "report.html").read_text())
+    assert html.tags <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "div"),
+        *("table", "thead", "tbody", "tr", "th", "td", "ul", "li", "p", "pre", "img"),
+    }
+    assert html.attributes <= {"lang", "charset", "http-equiv", "content", "name", "class"}
+    assert shown in {cell for row in html.rows for cell in row}
+
+
+class Html(HTMLParser):
+    """The tags and attributes of a page, and the cells of its table."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.rows, self.sources = set(), set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.lasttag in ("td", "th"):
+            self.rows[-1][-1] += data.strip("\n")
+
+
+def test_the_page_has_the_table_and_the_figures_in_one_file(sweep, tmp_path, monkeypatch):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"\x89PNG")
+    monkeypatch.setattr("sdnet.analysis.figures.draw", lambda *arguments: [picture])
+    _, printed = report(sweep)
+    html = Html((sweep / "report" / "report.html").read_text())
+    assert {row[0]: row[1:] for row in html.rows[1:]} == cells_of(printed)
+    assert html.sources == ["data:image/png;base64,iVBORw=="]  # nothing is fetched
+
+
+def test_what_all_rows_have_in_common_stands_above_the_table(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"linear-{seed}", seed, schedule=LINEAR | {"p_L": 0.1 + 0.2})
+        write_run(tmp_path / f"study-{seed}", seed, schedule=LINEAR | {"p_L": 0.7364519872})
+        write_run(tmp_path / f"near-{seed}", seed, schedule=UNIFORM | {"p_L": 0.51})
+    result, printed = report(tmp_path)
+    above = printed.partition("┏")[0]
+    assert {"n: 2", "seeds: 0 1"} <= set(above.splitlines())
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "- n: 2\n- seeds: 0 1\n" in page
+    head = next(line for line in page.splitlines() if line.startswith("| id"))
+    names = [name.strip() for name in head.split("|")[1:-1]]
+    results = ["test error (%)", "difference (points)", "validation error (%)"]
+    assert names[:6] == ["id", *results, "schedule", "schedule.p_L"] and "n" not in names
+    assert {"0.3", "0.7365", "0.51"} == {cells[4] for cells in cells_of(printed).values()}
+    assert {0.3, 0.7364519872, 0.51} == set(result.table["schedule.p_L"])
+    assert {cells[2] for cells in cells_of(printed).values()} == {"4.00 ± 0.00"}
+    write_run(tmp_path / "near", 0, schedule=LINEAR | {"p_L": 0.73645199})
+    shown = {cells[4] for cells in cells_of(report(tmp_path)[1]).values()}
+    assert {"0.7364519872", "0.73645199"} <= shown  # else two rows would look alike
+
+
+def test_columns_can_be_chosen_by_name(sweep, capsys):
+    result, printed = report(sweep, columns=["seeds", "test error", "difference (points)"])
+    cells = {row[0]: row[1:] for row in Html((sweep / "report" / "report.html").read_text()).rows}
+    assert cells["id"] == ["seeds", "test error (%)", "difference (points)"]
+    row = row_with(result, schedule="uniform")
+    assert cells[row["id"]][:2] == ["1 5", "5.00 ± 1.41"]
+    assert "n: " not in printed.partition("┏")[0]
+    assert main(["report", str(sweep), "--columns", "seeds,error"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: --columns: there is no column error; there are id, test error, ")
+    assert told.count("\n") == 1
 
 
 def test_runs_that_say_nothing_of_wandb_are_reported_without_it(tmp_path, capsys):
