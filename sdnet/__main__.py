@@ -1,5 +1,5 @@
-"""`python -m sdnet train ...` trains. `report <folders>` looks at what it left, `export <run>`
-writes a run's network for others."""
+"""`python -m sdnet train ...` trains. `report <folders>` looks at what it left, `wandb <sweep>`
+makes a workspace of that, `export <run>` writes a run's network for others."""
 
 import argparse
 import sys
@@ -42,6 +42,30 @@ def _report(arguments: argparse.Namespace) -> int:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 1
     return 0 if report is not None else 1
+
+
+def _wandb(arguments: argparse.Namespace) -> int:
+    with _needs("workspaces"):
+        import wandb_workspaces  # noqa: F401
+
+        from sdnet.analysis.report import write_report
+        from sdnet.listeners import wandb as tracking
+        from sdnet.listeners import workspace
+
+    from sdnet.runs.shown import visible
+
+    processes.interrupt_as_usual()
+    try:
+        workspace.check_online()
+        report = write_report([arguments.folder])
+        if report is None:
+            return 1
+        tracking.log_report(report, "online")
+        print(visible(f"workspace: {workspace.save_workspace(report)}"))
+    except ValueError as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
+        return 1
+    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -101,6 +125,13 @@ def _parser() -> argparse.ArgumentParser:
         help="log table and figures to W&B; default: as the runs were",
     )
     report.set_defaults(command=_report)
+    online = commands.add_parser(
+        "wandb",
+        help="a saved W&B workspace of a sweep: its panels, and the report's table and figures",
+        description="Makes the report, logs it to W&B, and saves a workspace of the sweep's group.",
+    )
+    online.add_argument("folder", type=Path, help="of a sweep, e.g. multirun/figure8")
+    online.set_defaults(command=_wandb)
     export = commands.add_parser(
         "export",
         help="a run's network as safetensors, torch.export and ONNX, for those without sdnet",
