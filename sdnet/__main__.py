@@ -1,5 +1,5 @@
-"""`python -m sdnet train ...` trains. `report <folders>` looks at what it left, `evaluate`
-at what its networks say of each image, `export <run>` writes a run's network for others."""
+"""`python -m sdnet train ...` trains. `report <folders>` looks at what it left, `evaluate` at what
+its networks say of each image, `wandb <sweep>` makes a workspace, `export <run>` writes a network."""
 
 import argparse
 import sys
@@ -34,6 +34,7 @@ def _report(arguments: argparse.Namespace) -> int:
             arguments.baseline,
             arguments.paper,
             style=arguments.style,
+            columns=arguments.columns and arguments.columns.split(","),
         )
         if report is not None:
             tracking.log_report(report, arguments.wandb)
@@ -41,6 +42,30 @@ def _report(arguments: argparse.Namespace) -> int:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 1
     return 0 if report is not None else 1
+
+
+def _wandb(arguments: argparse.Namespace) -> int:
+    with _needs("workspaces"):
+        import wandb_workspaces  # noqa: F401
+
+        from sdnet.analysis.report import write_report
+        from sdnet.listeners import wandb as tracking
+        from sdnet.listeners import workspace
+
+    from sdnet.runs.shown import visible
+
+    processes.interrupt_as_usual()
+    try:
+        workspace.check_online()
+        report = write_report([arguments.folder])
+        if report is None:
+            return 1
+        tracking.log_report(report, "online")
+        print(visible(f"workspace: {workspace.save_workspace(report)}"))
+    except ValueError as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
+        return 1
+    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -92,8 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="table and figures over the runs in some folders",
-        description="Prints and writes a table (report.csv, report.md) and figures over all "
-        "completed runs below the folders; other runs are listed with the reason.",
+        description="Prints and writes a table (report.csv, report.md, report.html) and figures "
+        "over all completed runs below the folders; other runs are listed with the reason.",
     )
     report.add_argument("folders", nargs="+", type=Path, help="searched for runs, e.g. multirun")
     report.add_argument(
@@ -109,6 +134,12 @@ def _parser() -> argparse.ArgumentParser:
         choices=("screen", "paper"),
         default="screen",
         help="of the figures; paper: one column wide, type of 8 points",
+    )
+    report.add_argument(
+        "--columns",
+        metavar="NAMES",
+        help="of the table, separated by commas and without units, e.g. 'test error,schedule.p_L'; "
+        "default: those that do not say the same in all rows",
     )
     report.add_argument(
         "--out", type=Path, metavar="FOLDER", help="default: report/ in the first folder"
@@ -148,6 +179,13 @@ def _parser() -> argparse.ArgumentParser:
     ):
         evaluate.add_argument(name, help=said, **options)
     evaluate.set_defaults(command=_evaluate)
+    online = commands.add_parser(
+        "wandb",
+        help="a saved W&B workspace of a sweep: its panels, and the report's table and figures",
+        description="Makes the report, logs it to W&B, and saves a workspace of the sweep's group.",
+    )
+    online.add_argument("folder", type=Path, help="of a sweep, e.g. multirun/figure8")
+    online.set_defaults(command=_wandb)
     export = commands.add_parser(
         "export",
         help="a run's network as safetensors, torch.export and ONNX, for those without sdnet",

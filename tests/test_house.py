@@ -125,11 +125,11 @@ def test_every_file_that_is_documented_is_there():
 def test_requirements_are_those_of_the_package_and_its_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    launchers = extras.pop("launchers")
+    apart = {*extras.pop("launchers"), *extras.pop("workspaces")} - {"sdnet[report]"}
     groups = [project["dependencies"], *extras.values()]
     wanted = {name for group in groups for name in group if not name.startswith("sdnet[")}
     pinned = (ROOT / "constraints.txt").read_text()
-    for file, names in (("requirements", wanted), ("requirements-extras", set(launchers))):
+    for file, names in (("requirements", wanted), ("requirements-extras", apart)):
         lines = (ROOT / f"{file}.txt").read_text().splitlines()
         assert {line for line in lines if line and line[0] not in "#-"} == names
         assert "-c constraints.txt" in lines

@@ -3,6 +3,7 @@
 import yaml
 from wandb.sdk.launch.sweeps import utils
 
+from sdnet.launch.seeds import METRIC
 from sdnet.listeners.wandb import start_run
 from tests.commands import ROOT, Forked
 from tests.config.composed import composed
@@ -23,7 +24,8 @@ def test_the_command_of_a_wandb_agent_is_a_configuration():
     config = composed(*command[3:])
     assert config["schedule"]["p_L"] == chosen["schedule.p_L"]["value"]
     assert config["model"]["depth"] == 110
-    assert spec["metric"] == {"name": "val_error", "goal": "minimize"}  # as the summary has it
+    assert config["seeds"] == [0, 1, 2] and "seed" not in spec["parameters"]
+    assert spec["metric"] == {"name": METRIC, "goal": "minimize"}
 
 
 def start(folder, resumed):

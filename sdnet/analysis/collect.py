@@ -29,7 +29,7 @@ RESULTS = (
 MOST = 1e12  # no number of a result is larger, but for multiply-adds
 MOST_MACS = 1e30
 DIVIDED_BY = ("blocks", "epochs", "seconds_per_epoch")
-MAY_LACK = ("test_top5_error", "other_load", "epochs", "training_macs")
+MAY_LACK = ("test_top5_error", "other_load", "epochs", "training_macs", "val_error")
 METRICS = ("epoch", "train_loss", "val_error", "test_error")
 
 

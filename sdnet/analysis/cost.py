@@ -52,22 +52,47 @@ class Cost:
         """The share of the multiply-adds expected in a training step's forward pass."""
         return self.expected_macs / self.macs if self.macs else 1.0
 
+    def epochs_for(self, budget: float, images: int, batch_size: int) -> float:
+        """The epochs that compute what `budget` epochs of constant depth would.
 
-def network_cost(model: nn.Module, image_shape: Sequence[int]) -> Cost:
-    """The cost of a network with gates for images (C, H, W); see `Macs`. It is not changed."""
+        The last of them ends within its course, after the step that comes nearest.
+        """
+        epochs, rest = divmod(budget / self.expected_share, 1.0)
+        per_epoch = -(-images // batch_size)
+        steps = int(epochs) * per_epoch + min(round(rest * images / batch_size), per_epoch)
+        epochs = max(steps, 1) / per_epoch
+        return int(epochs) if epochs.is_integer() else epochs
+
+    def training_macs(self, epochs: float, images: int, batch_size: int) -> float:
+        """Multiply-adds expected in the forward passes of a training."""
+        per_epoch = -(-images // batch_size)
+        whole, steps = divmod(round(epochs * per_epoch), per_epoch)
+        return self.expected_macs * (whole * images + steps * batch_size)
+
+
+def network_cost(
+    model: nn.Module, image_shape: Sequence[int], survival: Sequence[float] | None = None
+) -> Cost:
+    """The cost of a network with gates for images (C, H, W); see `Macs`. It is not changed.
+
+    Args:
+        survival: of each gate; None: what it has now.
+    """
     layout, macs = Layout(model), Macs(model, image_shape)
     modules, saved = branch_modules(model), macs.of_gates()
     names = {module: name for name, module in model.named_modules()}
+    survival = survival or [gate.survival for gate in layout.gates]
+    rows = zip(layout.block_of, layout.stages, layout.gates, survival, strict=True)
     blocks = [
         BlockCost(
             stage,
-            gate.survival,
+            p,
             _parameters(model, modules[gate]),
             *saved[gate],
             block + 1,
             names[gate],
         )
-        for block, stage, gate in zip(layout.block_of, layout.stages, layout.gates, strict=True)
+        for block, stage, gate, p in rows
     ]
     return Cost(blocks, _parameters(model, [""]), macs.total, granularity_of(model))
 

@@ -76,7 +76,7 @@ class Curve:
 
 @dataclass
 class Point:
-    """Test error (%) and training time (seconds) of a group.
+    """Test error (%) of a group and what its training cost: seconds, or multiply-adds.
 
     Attributes:
         series: the schedule and the other settings; `joins`: the series whose end at p_L = 1 it is.
@@ -85,7 +85,7 @@ class Point:
     p_L: float | None
     is_constant: bool
     series: str
-    seconds: Spread
+    cost: Spread
     error: Spread
     joins: list[str] = field(default_factory=list)
 
@@ -104,11 +104,14 @@ def title_of(groups: Sequence[Group]) -> str:
     configs = [run.config for group in groups for run in group.runs]
     model = {label_of(c["model"]) for c in configs}
     data = {c.get("dataset", {}).get("name") for c in configs}
-    epochs = {c["trainer"]["epochs"] for c in configs}
+    budgets = {c["trainer"].get("budget") for c in configs}
+    epochs = {c["trainer"]["epochs"] for c in configs} if budgets == {None} else set()
     shared = [found.pop() for found in (model, data) if len(found) == 1]
     parts = [" on ".join(filter(None, shared))]
     if len(epochs) == 1:
         parts.append(f"{epochs.pop()} epochs")
+    elif len(budgets) == 1 and budgets != {None}:
+        parts.append(f"as much as {budgets.pop():g} epochs of constant depth")
     return ", ".join(filter(None, parts))
 
 
@@ -213,18 +216,23 @@ def curves(groups: Sequence[Group]) -> list[Curve]:
     return found
 
 
-def time_points(groups: Sequence[Group]) -> list[Point]:
-    """A point per group, in each series by p_L; constant depth joins the schedules it ends."""
+def points_by(cost: str, groups: Sequence[Group]) -> list[Point]:
+    """A point per group, in each series by p_L; constant depth joins the schedules it ends.
+
+    Args:
+        cost: a number of summary.json.
+    """
     points = []
     for group in sorted(groups, key=lambda g: -1.0 if g.p_L is None else g.p_L):
         ended = (_series(g) for g in groups if group.is_baseline and g.ends_in(group))
         joins = list(dict.fromkeys(ended))
-        values = (spread(group, "train_seconds"), spread(group, "test_error"))
+        values = (spread(group, cost), spread(group, "test_error"))
         points.append(Point(group.p_L, group.is_baseline, _series(group), *values, joins))
     return points
 
 
 def check(groups: Sequence[Group]) -> None:
     """Raises what a figure of these groups would."""
-    for data in (title_of, p_L_lines, depth_grids, curves, time_points):
+    for data in (title_of, p_L_lines, depth_grids, curves):
         data(groups)
+    points_by("train_seconds", groups)

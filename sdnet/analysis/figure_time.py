@@ -1,4 +1,4 @@
-"""The figure of a report that sets errors against the time of training."""
+"""The figures of a report that set errors against the cost of training: its time, its compute."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,17 +22,37 @@ from sdnet.analysis.figure_style import (
     with_n,
 )
 
-UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+TIME = ("training time ({})", ((3600, "hours"), (60, "minutes"), (1, "seconds")))
+MACS = (*((10.0**n, f"$10^{{{n}}}$") for n in (18, 15, 12, 9, 6)), (1.0, "1"))
+COMPUTE = ("multiply-adds of training ({}, forward passes)", MACS)
 
 
 def plot_time(points: Sequence[Point], title: str, style: Style, stem: Path) -> Path:
-    """Test error against the time of training, a marker for each schedule, numbers and colours p_L.
+    """Test error against the time of training."""
+    return _plot(points, *TIME, title, style, stem)
+
+
+def plot_compute(points: Sequence[Point], title: str, style: Style, stem: Path) -> Path:
+    """Test error against the multiply-adds of training, from none on: equal ones look equal."""
+    return _plot(points, *COMPUTE, title, style, stem, from_zero=True)
+
+
+def _plot(
+    points: Sequence[Point],
+    name: str,
+    units: Sequence[tuple[float, str]],
+    title: str,
+    style: Style,
+    stem: Path,
+    from_zero: bool = False,
+) -> Path:
+    """Test error against a cost, a marker for each schedule, numbers and colours p_L.
 
     A thin line goes along p_L to constant depth, where that is a schedule's p_L = 1. Bars go from
     the lowest to the highest seed.
     """
-    longest = max(point.seconds.mean for point in points)
-    unit, name = next(item for item in UNITS if longest >= 2 * item[0] or item[0] == 1)
+    most = max(point.cost.mean for point in points)
+    unit, of_unit = next(item for item in units if most >= 2 * item[0] or item[0] == 1)
     p_L = [point.p_L for point in points if point.p_L is not None and not point.is_constant]
     told_apart = len(set(p_L)) > 1
     with plt.rc_context(style.rc):
@@ -44,10 +64,10 @@ def plot_time(points: Sequence[Point], title: str, style: Style, stem: Path) -> 
             for point in inside:
                 color = shade(point.p_L, point.is_constant, p_L, i)
                 axes.errorbar(
-                    [point.seconds.mean / unit],
+                    [point.cost.mean / unit],
                     [point.error.mean],
                     yerr=bars([point.error]),
-                    xerr=bars([point.seconds], unit),
+                    xerr=bars([point.cost], unit),
                     color=color,
                     marker=marker,
                     linestyle="",
@@ -58,10 +78,12 @@ def plot_time(points: Sequence[Point], title: str, style: Style, stem: Path) -> 
                 [], [], color=neutral, marker=marker, markersize=5, linestyle=""
             )
             path = inside + [point for point in points if series in point.joins]
-            ends = ([p.seconds.mean / unit for p in path], [p.error.mean for p in path])
+            ends = ([p.cost.mean / unit for p in path], [p.error.mean for p in path])
             axes.plot(*ends, color="0.7", linewidth=0.6, zorder=1)
-        axes.set(xlabel=f"training time ({name})", ylabel="test error (%)")
+        axes.set(xlabel=name.format(of_unit), ylabel="test error (%)")
         axes.margins(0.1)
+        if from_zero:
+            axes.set_xlim(0, 1.15 * most / unit)
         scale(axes, [point.error.mean for point in points])
         legend(figure, entries, title, any(point.error.n > 1 for point in points))
         _label(axes, points, unit)
@@ -81,7 +103,7 @@ def _label(axes: Axes, points: Sequence[Point], unit: float) -> None:
         for dx, dy in offsets if labelled else ():
             note = axes.annotate(
                 f"{point.p_L:g}",
-                (point.seconds.mean / unit, point.error.mean),
+                (point.cost.mean / unit, point.error.mean),
                 (dx, dy),
                 textcoords="offset points",
                 ha="left" if dx > 0 else "right",
@@ -99,7 +121,7 @@ def _label(axes: Axes, points: Sequence[Point], unit: float) -> None:
 
 def _covered(axes: Axes, point: Point, unit: float) -> list[Bbox]:
     """Where a point's marker and bars are, in pixels of the figure."""
-    x, y = point.seconds, point.error
+    x, y = point.cost, point.error
     ends = [
         [(x.low / unit, y.mean), (x.high / unit, y.mean)],
         [(x.mean / unit, max(y.low, 1e-9)), (x.mean / unit, y.high)],

@@ -23,7 +23,7 @@ from sdnet.analysis.figure_data import (
     curves,
     depth_grids,
     p_L_lines,
-    time_points,
+    points_by,
     title_of,
 )
 from sdnet.analysis.figure_style import (
@@ -43,10 +43,10 @@ from sdnet.analysis.figure_style import (
     scale,
     with_n,
 )
-from sdnet.analysis.figure_time import plot_time
+from sdnet.analysis.figure_time import plot_compute, plot_time
 from sdnet.analysis.groups import Group
 
-NAMES = ("p_L", "heatmap", "curves", "time", "gradients")
+NAMES = ("p_L", "heatmap", "curves", "time", "compute", "gradients")
 MANY = 8  # more curves than that are drawn without bands
 CROWDED = 4  # more lines than that, of several settings, are drawn in a panel for each
 
@@ -250,7 +250,10 @@ def draw(
         drawn.append(plot_heatmap(grids, paper, *look, out / "heatmap"))
     drawn.append(plot_curves(curves(groups), *look, out / "curves"))
     if times_comparable:
-        drawn.append(plot_time(time_points(groups), *look, out / "time"))
+        drawn.append(plot_time(points_by("train_seconds", groups), *look, out / "time"))
+    counted = all(run.summary.get("training_macs") for group in groups for run in group.runs)
+    if counted and len(groups) > 1:
+        drawn.append(plot_compute(points_by("training_macs", groups), *look, out / "compute"))
     gradients = figure_telemetry.plot_rows(groups, *look, out / "gradients")
     drawn += [] if gradients is None else [gradients]
     for name in NAMES:

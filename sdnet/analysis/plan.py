@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sdnet.analysis.cost import network_cost
+from sdnet.analysis.cost import Cost, network_cost
 from sdnet.data.splits import Data
 from sdnet.models.cutting.gate import Gate
 from sdnet.runs.identity import run_name
@@ -40,7 +40,8 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: nn.Mo
     )
     console.print(table)
 
-    steps = -(-len(data.train) // config["trainer"]["batch_size"])
+    settings, images = config["trainer"], len(data.train)
+    steps = -(-images // settings["batch_size"])
     shape = "x".join(map(str, data.image_shape))
     held_out = len(data.validation) if data.validation is not None else 0
     blocks, branches = cost.blocks[-1].block, len(cost.blocks)
@@ -51,10 +52,20 @@ def show_plan(console: Console, config: dict[str, Any], data: Data, model: nn.Mo
         "per image (forward, closed branches skipped)"
         if cost.granularity != "sample"
         else f"100 % of {cost.macs:,} multiply-adds per image: masks save nothing",
-        "data": f"{config['dataset']['name']}: {len(data.train)} training, {held_out} validation, "
+        "data": f"{config['dataset']['name']}: {images} training, {held_out} validation, "
         f"{len(data.test)} test images, {shape}, {len(data.classes)} classes",
-        "training": f"{config['trainer']['epochs']} epochs of {steps} steps",
+        "training": f"{settings['epochs']:.6g} epochs of {steps} steps",
+        **_budget(settings, cost, images),
         "run": run_name(config),
     }
     for name, text in lines.items():
         console.print(f"{name:17} {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _budget(settings: dict[str, Any], cost: Cost, images: int) -> dict[str, str]:
+    """How near the epochs come to the budget that they were chosen for, where there is one."""
+    if settings.get("budget") is None:
+        return {}
+    macs = cost.training_macs(settings["epochs"], images, settings["batch_size"])
+    off = macs / (settings["budget"] * images * cost.macs) - 1
+    return {"budget": f"{settings['budget']:g} epochs of constant depth, {off:+.2%}"}

@@ -2,7 +2,8 @@
 
     report.csv   a row per configuration, every number in full precision
     report.md    the same rounded, how it was computed, the commands, what was left out
-    p_L heatmap curves time   figures that apply, .png and .pdf
+    report.html  that again, in one file with the figures inside
+    p_L heatmap curves time compute   figures that apply, .png and .pdf
 
 Errors are percent, times seconds; savings and intervals are said in `notes`.
 """
@@ -16,8 +17,10 @@ from rich.console import Console
 
 from sdnet.analysis import difference_text, figure_data, figures, text
 from sdnet.analysis.collect import LeftOut, ReportError, Run, collect_runs
+from sdnet.analysis.columns import apart, chosen
 from sdnet.analysis.differences import compare
 from sdnet.analysis.groups import group_runs
+from sdnet.analysis.page import page
 from sdnet.analysis.references import find_references
 from sdnet.analysis.statistics import MAY_LACK, summary_row, times_differ
 from sdnet.runs.files import write_atomically
@@ -67,6 +70,7 @@ def write_report(
     paper: bool = False,
     console: Console | None = None,
     style: str = "screen",
+    columns: Sequence[str] | None = None,
 ) -> Report | None:
     """Reports on all runs below the folders: prints a table, writes it, and draws the figures.
 
@@ -77,12 +81,14 @@ def write_report(
         paper: whether the figures also show the paper's results.
         console: where to print; None: the standard output.
         style: of the figures: `screen`, or `paper`, a column of a page in small type.
+        columns: that the table has, by name; None: those that do not say the same in all rows.
 
     Returns:
         None where no run is completed: then nothing is written.
 
     Raises:
-        ReportError: a folder is not there or holds no runs, or no row is such a baseline.
+        ReportError: a folder is not there or holds no runs, no row is such a baseline, or there is
+            no such column.
     """
     console = console or Console(markup=False, emoji=False)  # texts are shown as they are
     folders = [Path(folder) for folder in folders]
@@ -99,7 +105,12 @@ def write_report(
     no_time_figure = times_differ(runs)
     if no_time_figure:
         no_time_figure = f"not all times are comparable ({no_time_figure})"
-    printed = text.readable(rows, list(groups[0].shown))
+    printed, same = text.readable(rows, list(groups[0].shown)), {}
+    if columns is None:
+        printed, same = apart(printed)
+    else:
+        printed = chosen(printed, columns)
+    above = [f"{key}: {value}" for key, value in same.items() if value != text.NONE]
     notes = text.notes(rows, words, no_time_figure)
     if paper:
         notes.append(text.PAPER)
@@ -116,16 +127,26 @@ def write_report(
         drawn = figures.draw(groups, out, paper, no_time_figure is None, style)
         write_atomically(out / "report.csv", text.spreadsheet(table))
         common = text.common_settings(groups)
-        page = text.markdown(title, printed, rows, notes, common, drawn, left_out, blocks)
-        write_atomically(out / "report.md", page)
+        parts = (title, printed, rows, notes, common, drawn, left_out)
+        write_atomically(out / "report.md", text.markdown(*parts, above, blocks))
+        sections = [
+            ("", notes),
+            ("In all rows", above),
+            ("Settings of all rows", [f"{key}: {value}" for key, value in common.items()]),
+            *((f"Difference: {block.title}", block.lines) for block in blocks),
+            (f"Left out ({len(left_out)})", list(map(text.said, left_out))),
+        ]
+        commands = {f"{row['id']} (commit {row['commit']})": row["command"] for row in rows}
+        filled = [section for section in sections if section[1]]
+        write_atomically(out / "report.html", page(title, printed, filled, drawn, commands))
     except OSError as error:
         where = f"{out} cannot be written ({error.strerror}): --out names another folder"
         raise ReportError(where) from error
 
-    text.print_table(console, title, printed)
+    text.print_table(console, "\n".join([title, *above]), printed)
     text.print_lines(console, *notes, *difference_text.short(blocks), "\nto repeat a row:")
     text.print_lines(console, *(f"  {r['id']}  {r['command']}  # {r['commit']}" for r in rows))
     text.print_left_out(console, left_out)
-    names = ["report.csv", "report.md", *(path.name for path in drawn)]
+    names = ["report.csv", "report.md", "report.html", *(path.name for path in drawn)]
     text.print_lines(console, f"\nwritten to {out}: {' '.join(names)}")
     return Report(table, drawn, left_out, out, runs)

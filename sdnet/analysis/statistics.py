@@ -28,6 +28,7 @@ TOP5 = ("test_top5_error_mean", "test_top5_error_std")
 SAVING = ("time_saving", "time_saving_low", "time_saving_high")
 MAY_LACK = (*TOP5, "test_error_std", "final_error_std", "train_seconds_std", *COLUMNS)
 MAY_LACK += (*SAVING, "gates_saving")
+MAY_LACK += ("train_macs_mean", "train_macs_std", "val_error_mean", "val_error_std")
 
 
 def times_differ(runs: Sequence[Run]) -> str | None:
@@ -115,9 +116,11 @@ def summary_row(group: Group, difference: Difference) -> dict[str, Any]:
     numbers = {}
     for column, name in (
         ("test_error", "test_error"),
+        ("val_error", "val_error"),
         ("test_top5_error", "test_top5_error"),
         ("final_error", "final_test_error"),
         ("train_seconds", "train_seconds"),
+        ("train_macs", "training_macs"),
     ):
         mean, std = group.mean_std(name)
         numbers |= {f"{column}_mean": mean, f"{column}_std": std}

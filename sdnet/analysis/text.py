@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sdnet.analysis.collect import LeftOut
+from sdnet.analysis.columns import rounded
 from sdnet.analysis.difference_text import Block
 from sdnet.analysis.groups import Group, plain
 from sdnet.analysis.statistics import LOAD, MARGIN, SHORT, TOP5
@@ -23,7 +24,9 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", *"\uff1d\uff0b\uff0d\uff20")  # in fu
 NONE = "\N{EN DASH}"
 
 
-def _mean_std(mean: float, std: float | None) -> str:
+def _mean_std(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return NONE
     return f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
 
 
@@ -49,33 +52,45 @@ def _saving(row: dict[str, Any]) -> str:
     return text
 
 
+def _macs(count: float | None) -> str:
+    return NONE if count is None else f"{count:.4g}".replace("e+", "e")
+
+
+def _seconds(mean: float, std: float | None) -> str:
+    return f"{mean:.3g}" if pd.isna(std) else f"{mean:.3g} ± {std:.2g}"
+
+
 def _rules(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rules by which the runs select their test error."""
     return sorted({rule for row in rows for rule in row["selection"].split("; ")})
 
 
 def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[dict[str, str]]:
-    """The rows for print: what each column is called and says."""
+    """The rows for print: what each column is called and says, the results first."""
+    columns = {key: rounded([row[key] for row in rows]) for key in settings}
     several_rules = len(_rules(rows)) > 1
     with_top5 = all(row[TOP5[0]] is not None for row in rows)
     return [
         {
             "id": row["id"],
-            **{key: str(row[key]) for key in settings},
-            "n": str(row["n"]),
-            "seeds": row["seeds"],
             "test error (%)": _mean_std(row["test_error_mean"], row["test_error_std"]),
             **({"top-5 (%)": _mean_std(*(row[name] for name in TOP5))} if with_top5 else {}),
-            "final test error (%)": _mean_std(row["final_error_mean"], row["final_error_std"]),
             "difference (points)": _difference(row),
+            "validation error (%)": _mean_std(row["val_error_mean"], row["val_error_std"]),
+            **{key: texts[i] for key, texts in columns.items()},
+            "n": str(row["n"]),
+            "seeds": row["seeds"],
+            "final test error (%)": _mean_std(row["final_error_mean"], row["final_error_std"]),
             "active blocks expected": f"{row['expected_active_blocks']:.2f}",
             "measured": f"{row['mean_active_blocks']:.2f} of {row['blocks']:g}",
+            "multiply-adds": _macs(row["train_macs_mean"]),
+            "training (s)": _seconds(row["train_seconds_mean"], row["train_seconds_std"]),
             "s/epoch": f"{row['seconds_per_epoch']:.3g}",
             "time saved": _saving(row),
             "block evaluations saved": f"{100 * row['expected_saving']:.1f} %",
             **({"selection": row["selection"]} if several_rules else {}),
         }
-        for row in rows
+        for i, row in enumerate(rows)
     ]
 
 
@@ -109,6 +124,7 @@ def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | 
         "processor, threads, processes or the load by other programs (by more than "
         f"{LOAD:g} cores) differ or are unknown. On a GPU threads do not count, nor does a load "
         "that leaves half of the cores idle.",
+        "Multiply-adds: of the forward passes of a whole training, as expected.",
         "Block evaluations saved: 1 - expected active blocks / blocks; 0 with masks per image, "
         "which save nothing.",
     ]
@@ -148,9 +164,12 @@ def markdown(
     common: dict[str, Any],
     figures: Sequence[Path],
     left_out: Sequence[LeftOut],
+    same: Sequence[str] = (),
     differences: Sequence[Block] = (),
 ) -> str:
-    parts = [f"# {escaped(title)}", "", *markdown_table(printed)]
+    parts = [f"# {escaped(title)}", ""]
+    parts += [*(f"- {escaped(each)}" for each in same), ""] if same else []
+    parts += markdown_table(printed)
     parts += ["", *(f"- {escaped(note)}" for note in notes), ""]
     for number, block in enumerate(differences):
         parts += [] if number else ["## Differences", ""]
@@ -197,10 +216,11 @@ def print_lines(console: Console, *texts: str) -> None:
 def print_left_out(console: Console, left_out: Sequence[LeftOut]) -> None:
     if left_out:
         print_lines(console, f"\nleft out ({len(left_out)}):")
-        print_lines(console, *(f"  {_said(item)}" for item in left_out))
+        print_lines(console, *(f"  {said(item)}" for item in left_out))
 
 
-def _said(item: LeftOut) -> str:
+def said(item: LeftOut) -> str:
+    """A run that was left out, and why."""
     return f"{visible(str(item.folder))}: {item.reason}"
 
 

@@ -22,7 +22,14 @@ from sdnet.models.checks import check_drop_rate
 from sdnet.models.pretrained import digest_of
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
-from sdnet.runs.identity import NOT_RESULT, canonical, determines_result, is_said_twice, run_name
+from sdnet.runs.identity import (
+    AS_BEFORE,
+    NOT_RESULT,
+    canonical,
+    determines_result,
+    is_said_twice,
+    run_name,
+)
 
 PACKAGE = Path(__file__).parents[1]
 # In a wheel the settings are part of the package; in a checkout they are beside it.
@@ -123,6 +130,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(explain(error)) from error
     as_meant(config)
     check(config)
+    if config["seeds"]:
+        config["seed"] = config["seeds"][0]  # the first of its runs
     return config
 
 
@@ -141,13 +150,14 @@ def resumed(config: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     if not folder.holds_run():
         raise ConfigError(f"resume={folder.path} is not a run folder: it has no config.yaml")
     stored = _stored(folder, config)
-    newer = sorted(set(config["trainer"]) - set(stored["trainer"]))
-    if unknown := [name for name in newer if determines_result(f"trainer.{name}")]:
+    added = sorted(set(config["trainer"]) - set(stored["trainer"]))
+    newer = {n: AS_BEFORE.get(f"trainer.{n}", config["trainer"][n]) for n in added}
+    if unknown := [n for n, value in newer.items() if determines_result(f"trainer.{n}", value)]:
         raise ConfigError(
             f"resume={folder.path} was begun by an earlier version of sdnet: its configuration has "
             f"no trainer.{unknown[0]}; start a new run"
         )
-    stored["trainer"] |= {name: config["trainer"][name] for name in newer}
+    stored["trainer"] |= newer
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         key = key.partition("@")[0]
@@ -190,7 +200,7 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
     def later(file: Path, prefix: str) -> dict[str, Any]:
         defaults = yaml.safe_load(file.read_text(encoding="utf-8"))
         values = {k: v for k, v in defaults.items() if not isinstance(v, dict | list)}
-        return {k: v for k, v in values.items() if not determines_result(prefix + k)}
+        return {k: v for k, v in values.items() if not determines_result(prefix + k, v)}
 
     trainer = later(SETTINGS / "trainer" / "default.yaml", "trainer.") | stored["trainer"]
     return later(SETTINGS / "config.yaml", "") | stored | {"trainer": trainer}

@@ -67,8 +67,18 @@ _PAIR = (
     "two numbers b with 0 <= b < 1",
 )
 
+_SEED = _whole(0, 2**63 - 1)
+_SEEDS = (
+    lambda v: (
+        v is None
+        or (isinstance(v, list) and v != [] and all(map(_SEED[0], v)) and len({*v}) == len(v))
+    ),
+    "a list of different seeds such as [0,1,2], or null",
+)
+
 CHECKS = {
-    "seed": _whole(0, 2**63 - 1),
+    "seed": _SEED,
+    "seeds": _SEEDS,
     "telemetry": (
         lambda v: type(v) is bool or v == "directions",
         "true, false or directions",
@@ -100,6 +110,10 @@ CHECKS = {
     ),
     "optimizer.skipped_update": _one_of("decay", "freeze"),
     "trainer.epochs": _whole(1, 10**6),
+    "trainer.budget": (
+        lambda v: v is None or (type(v) in (int, float) and 0 < v <= 10**6),
+        "a number above 0, a million at most, or null",
+    ),
     "trainer.batch_size": _whole(2),  # BatchNorm needs two values
     "trainer.accumulate": _whole(1),
     "trainer.checkpoint_blocks": _optional(_whole(1)),

@@ -129,27 +129,8 @@ def build_model(config: dict[str, Any], num_classes: int, in_channels: int, sche
     with errors_of(config, "model"):
         granularity_of(model)
     if config["trainer"].get("graphs"):  # a run of an earlier version has it not
-        _check_graphs(model, schedule)
+        trial.check_graphs(model, schedule)
     return model
-
-
-def _check_graphs(model, schedule) -> None:
-    """Finds what CUDA graphs cannot record."""
-    from sdnet.models.fast.graphs import recordable
-    from sdnet.models.layout import Layout
-
-    if not recordable(model):
-        raise ConfigError(
-            f"trainer.graphs must be false for {type(model).__name__} with granularity "
-            f"{granularity_of(model)}: it is for sdnet's ResNets with granularity batch, got true"
-        )
-    survival = Layout(model).survival
-    changes = survival(schedule, 0.0) != survival(schedule, 1.0)
-    if changes and any(block.rescale == "train" for block in model.blocks):
-        raise ConfigError(
-            "trainer.graphs must be false with rescale=train and a schedule that changes during "
-            "training: the factor on a branch is part of a recording, got true"
-        )
 
 
 def _check_blocks(model, schedule) -> None:
@@ -243,19 +224,22 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     """
     import torch
 
+    from sdnet.launch.budget import budgeted, training_cost
     from sdnet.launch.own_network import try_network
     from sdnet.training.trainer import Trainer
 
-    settings = config["trainer"]
     device = build_device(config, world)
     with world.one_first():
         data = build_data(config, listing=True)
     check_batches(config, len(data.train), world.size)
     schedule = build_schedule(config)
     model = build_model(config, len(data.classes), data.image_shape[0], schedule)
+    shape, images = data.image_shape, len(data.train)
+    cost = training_cost(config, model, schedule, shape)
+    config = budgeted(config, cost, images)
+    settings = config["trainer"]
     if granularity_of(model) == "subset":  # blocks have a batch size each: hundreds of searches
         torch.backends.cudnn.benchmark = False
-    shape, images = data.image_shape, len(data.train)
     trial.check_least_rows(config, model, schedule, shape, images, world.size)
     if settings["sync_batchnorm"]:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -282,6 +266,9 @@ def build_trainer(config: dict[str, Any], run, world: World = ALONE):
     evaluated = {"validation": data.validation, "test": data.test}
     trainer.orders = {p: images.order() for p, images in evaluated.items() if images is not None}
     trainer.classes = data.classes
+    if cost is not None:
+        length = (settings["epochs"], images, settings["batch_size"])
+        trainer.macs = {"macs": cost.macs, "training_macs": cost.training_macs(*length)}
     trainer.facts = {"classes": len(data.classes), "image_shape": [*map(int, data.image_shape)]}
     if data.fingerprint is not None:  # they may be exchanged
         trainer.facts["data"] = data.fingerprint

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from sdnet.runs.folder import RunFolder
 
 
 def job(cfg: DictConfig) -> float | None:
-    """Called by Hydra, once for each run; returns the lowest validation error in percent."""
+    """Called by Hydra, once for each run; returns the lowest validation error in percent.
+
+    With `seeds` it is a run for each of them, and the mean of their errors.
+    """
     hydra = HydraConfig.get()
     in_sweep = hydra.mode == RunMode.MULTIRUN
     if hydra.job.chdir:
@@ -31,6 +35,10 @@ def job(cfg: DictConfig) -> float | None:
             config = compose.resumed(config, hydra.overrides.task)
         if config["show"]:
             return show(config) if processes.is_main() else None
+        if config["seeds"]:
+            from sdnet.launch.seeds import mean_error
+
+            return mean_error(config, folder, partial(train, in_sweep=in_sweep))
         return train(config, folder, in_sweep)
     except (HydraException, OmegaConfBaseException) as error:
         if in_sweep:
@@ -45,6 +53,7 @@ def show(config: dict[str, Any]) -> None:
     """Prints what would be trained."""
     from sdnet.analysis.plan import show_plan
     from sdnet.launch import build, measure
+    from sdnet.launch.budget import budgeted, training_cost
     from sdnet.launch.own_network import try_network
     from sdnet.launch.progress import duration
     from sdnet.launch.trial import check_least_rows
@@ -60,6 +69,8 @@ def show(config: dict[str, Any]) -> None:
     model = build.build_model(config, len(data.classes), data.image_shape[0], schedule)
     try_network(model, data.image_shape, len(data.classes))
     check_least_rows(config, model, schedule, data.image_shape, len(data.train), size)
+    cost = training_cost(config, model, schedule, data.image_shape)
+    config = budgeted(config, cost, len(data.train))
     build.check_optimization(config, model, device)
     shown = console.set_up()
     show_plan(shown, config, data, build.planned(model, schedule))

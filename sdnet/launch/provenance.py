@@ -71,6 +71,9 @@ def origin(config: dict[str, Any]) -> dict[str, Any]:
     hydra = HydraConfig.get()
     overrides, options = list(hydra.overrides.task), _options(hydra)
     swept = hydra.mode == RunMode.MULTIRUN
+    others = [override for override in overrides if not override.startswith("seeds=")]
+    if others != overrides:  # it is one of several in this job
+        overrides, swept = [*others, f"seed={config['seed']}"], True
     return {
         "command": command(*([*options, *overrides] if swept else sys.argv[1:])),
         "program": _typed()["program"],

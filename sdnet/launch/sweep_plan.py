@@ -23,10 +23,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from sdnet.analysis.cost import network_cost
 from sdnet.config import compose
 from sdnet.config.errors import ConfigError, explain
 from sdnet.data.split import is_counted
 from sdnet.launch import build
+from sdnet.launch.budget import budgeted
 from sdnet.launch.own_network import try_network
 from sdnet.launch.progress import duration, seconds_taken
 from sdnet.launch.provenance import check_data
@@ -82,6 +84,9 @@ def plan(config: DictConfig, grid: bool = True) -> list[Point]:
         label = f"run {number + 1} of {len(every)}" + (f" ({swept})" if swept else "")
         with _errors_in(label):
             point = _compose(config, overrides, number, label, swept)
+            if grid and point.config["seeds"]:
+                seeds = ",".join(map(str, point.config["seeds"]))
+                raise ConfigError(f"seeds is for a search; here it is seed={seeds}, got [{seeds}]")
             first = points.setdefault(point.run.path, point)
             if identity(first.config) != identity(point.config):
                 raise ConfigError(f"it has the folder of {first.label}: {point.run.path}")
@@ -122,6 +127,11 @@ def _expand(config: DictConfig, grid: bool) -> list[list[str]]:
             raise ConfigError("sweep must be one preset: several would not be applied")
         if grid and not override.is_discrete_sweep():
             raise ConfigError(f"{key} is a range: it needs hydra/sweeper=optuna")
+        if key == "seed" and not grid:
+            raise ConfigError(
+                "seed must be one value in a search, which would choose the luckiest: "
+                "seeds=[0,1,2] has the mean of several minimised"
+            )
     latest = {override.get_key_element(): override for override in overrides}
     values = [_values(override) for override in latest.values()]
     if not all(values):
@@ -217,6 +227,8 @@ def check(points: list[Point], local: bool, processes: int, listing: bool = Fals
             shape, _, images, *_ = seen.call(_facts, config, DATA)
             build.check_batches(config, images, processes)
             model = _network(config, seen)
+            if config["trainer"]["budget"] is not None:
+                config = point.config = budgeted(config, network_cost(model, shape), images)
             least = (model, build.build_schedule(config), shape, images, processes)
             groups = ("dataset", "model", "schedule", "trainer")
             seen.call(check_least_rows, config, groups, *least)
@@ -273,13 +285,14 @@ def show(console: Console, points: list[Point]) -> None:
 
     The time is that of the runs that are done.
     """
-    from sdnet.analysis.cost import network_cost
 
     def cost(config, model):
         return network_cost(model, seen.call(_facts, config, DATA)[0])
 
     seen = _Once()
-    columns = ("run", "swept", "state", "expected depth", "expected compute")
+    columns = ["run", "swept", "state", "expected depth", "expected compute"]
+    if any(point.config["trainer"]["budget"] is not None for point in points):
+        columns.append("epochs")
     table = Table(*columns, box=box.SIMPLE)
     table.columns[0].overflow, table.columns[1].no_wrap = "fold", True
     for point in points:
@@ -288,7 +301,10 @@ def show(console: Console, points: list[Point]) -> None:
         share = f"{costs.expected_share:.1%}"
         depth = f"{costs.expected_blocks:.2f} of {len(costs.blocks)}"
         swept = point.swept.replace(" ", "\n")
-        table.add_row(point.name, swept, describe(point), depth, share)
+        settings = budgeted(point.config, costs, seen.call(_facts, point.config, DATA)[2])
+        epochs = f"{settings['trainer']['epochs']:.6g}"
+        row = (point.name, swept, describe(point), depth, share, epochs)
+        table.add_row(*row[: len(columns)])
     console.print(table)
     console.print(count(points), soft_wrap=True)
     if any(point.config["show"] == "time" for point in points):

@@ -121,3 +121,21 @@ def check_least_rows(
             f"trainer.batch_size={size} {what}: too few for BatchNorm where maps are 1x1; choose "
             f"another size"
         ) from error
+
+
+def check_graphs(model, schedule) -> None:
+    """Finds what CUDA graphs cannot record."""
+    from sdnet.models.fast.graphs import recordable
+
+    if not recordable(model):
+        raise ConfigError(
+            f"trainer.graphs must be false for {type(model).__name__} with granularity "
+            f"{granularity_of(model)}: it is for sdnet's ResNets with granularity batch, got true"
+        )
+    survival = Layout(model).survival
+    changes = survival(schedule, 0.0) != survival(schedule, 1.0)
+    if changes and any(block.rescale == "train" for block in model.blocks):
+        raise ConfigError(
+            "trainer.graphs must be false with rescale=train and a schedule that changes during "
+            "training: the factor on a branch is part of a recording, got true"
+        )

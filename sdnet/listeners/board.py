@@ -21,7 +21,7 @@ class Board:
         runs: by what they are called; each folder with the epochs that it will have.
     """
 
-    def __init__(self, console: Console, runs: Mapping[str, tuple[RunFolder, int]]):
+    def __init__(self, console: Console, runs: Mapping[str, tuple[RunFolder, float]]):
         self.runs = dict(runs)
         columns = (
             TextColumn("{task.description}", markup=False),
@@ -58,13 +58,13 @@ class Board:
                 elif name in self.tasks:
                     self._tell(name, folder, state)
 
-    def _show(self, name: str, folder: RunFolder, epochs: int) -> None:
+    def _show(self, name: str, folder: RunFolder, epochs: float) -> None:
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=epochs, said="")
         rows = folder.rows()
         if rows:
             last = rows[-1]
-            said = f"epoch {last['epoch']:g}/{epochs}  loss {last['train_loss']:.4f}"
+            said = f"epoch {last['epoch']:g}/{epochs:g}  loss {last['train_loss']:.4f}"
             if last["val_error"] is not None:
                 said += f"  val err {last['val_error']:.2f}"
             self.progress.update(self.tasks[name], completed=last["epoch"], said=said)

@@ -116,7 +116,7 @@ class ConsoleListener(Listener):
         rate = trainer.counters.images / seconds
         left = (trainer.total_steps - step) * (now - self.first[1]) / (step - self.first[0])
         epoch = min(step // trainer.steps_per_epoch + 1, trainer.epochs)
-        epoch = f"epoch {epoch}/{trainer.epochs}"
+        epoch = f"epoch {epoch:.6g}/{trainer.epochs:.6g}"
         numbers = f"loss {loss:.4f}  error {error:.2f} %  {rate:.0f} images/s  "
         numbers += f"{timedelta(seconds=round(left))} left"
         if self.progress.disable:
@@ -161,7 +161,7 @@ def opening_lines(config: dict[str, Any], trainer: Trainer, wandb_mode: str) -> 
     kept = {"offline": "offline (wandb sync uploads it)", "disabled": "off"}
     return [
         f"network       {parameters:,} parameters, {len(trainer.layout.gates)} blocks; "
-        f"{trainer.epochs} epochs of {trainer.steps_per_epoch} steps",
+        f"{trainer.epochs:.6g} epochs of {trainer.steps_per_epoch} steps",
         f"data          {', '.join(sizes)}, {loaders['test'].count:,} test images",
         f"computed on   {device}; W&B {kept.get(wandb_mode, wandb_mode)}",
     ]

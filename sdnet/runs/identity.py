@@ -9,6 +9,7 @@ from sdnet.runs.shown import visible
 # Settings that do not determine the result: where and how a run is computed, kept and shown.
 NOT_RESULT = (
     "name",
+    "seeds",
     "show",
     "resume",
     "retry_failed",
@@ -32,11 +33,12 @@ NOT_RESULT = (
 )
 # Settings that came later, at the value that means what was there before: runs keep their names.
 AS_BEFORE = {"dataset.on_bad_image": "error", "optimizer.backbone_factor": 1.0}
+AS_BEFORE |= {"trainer.budget": None}
 # Of the networks of sdnet.models.zoo: what schedule.p_L and model.pretrained_digest say as well.
 SAID_TWICE = ("model.drop_path_rate", "model.pretrained_file")
 
 
-def determines_result(key: str, value: Any = None) -> bool:
+def determines_result(key: str, value: Any = ...) -> bool:
     """Whether a setting, by its dotted name, is part of a run's identity."""
     if key in AS_BEFORE and value == AS_BEFORE[key]:
         return False
@@ -66,6 +68,8 @@ def canonical(node: Any, key: str = "") -> Any:
     if isinstance(node, dict):
         if key == "model" and is_of_the_zoo(node):
             node = {n: value for n, value in node.items() if f"model.{n}" not in SAID_TWICE}
+        if key == "trainer" and node.get("budget") is not None:  # which says the epochs
+            node = {n: value for n, value in node.items() if n != "epochs"}
         inner = {name: f"{key}.{name}" if key else name for name in node}
         return {n: canonical(node[n], i) for n, i in inner.items() if determines_result(i, node[n])}
     if not determines_result(key, node):

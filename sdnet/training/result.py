@@ -30,6 +30,7 @@ def result_of(trainer: Any) -> dict[str, Any]:
         "mean_active_blocks": counters.active / counters.step if counters.step else None,
         "blocks": len(gated_modules(trainer.model)),
         "granularity": trainer.gates.granularity,
+        **trainer.macs,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "peak_memory_bytes": trainer.memory.bytes(),
         "other_load": counters.other_seconds / (counters.train_seconds + counters.eval_seconds)

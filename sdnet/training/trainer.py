@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.steps_per_epoch = len(loaders["train"])
         self.epochs = self.settings["epochs"]
-        self.total_steps = self.epochs * self.steps_per_epoch
+        self.total_steps = round(self.epochs * self.steps_per_epoch)  # the last may end early
         self.eval_steps = self.settings["eval_every"] * (
             self.steps_per_epoch if self.settings["eval_unit"] == "epoch" else 1
         )
@@ -79,6 +80,7 @@ class Trainer:
         self.classes: list[str] = []  # their names, for what is shown
         self.orders: dict[str, str] = {}  # of the parts, by which predictions are known
         self.outputs: dict[str, Outputs] = {}  # of the last evaluation
+        self.macs: dict[str, float] = {}  # multiply-adds, for the result
         self.counters = Counters()
         self.load = devices.OtherLoad()
         self.sums = torch.zeros(2, dtype=torch.float64, device=self.device)  # loss, wrong answers
@@ -109,7 +111,8 @@ class Trainer:
         while self.counters.step < self.total_steps:
             epoch, start = divmod(self.counters.step, self.steps_per_epoch)
             clock = time.perf_counter()
-            for images, labels in self.loaders["train"].batches(epoch, start):
+            batches = self.loaders["train"].batches(epoch, start)
+            for images, labels in islice(batches, self.total_steps - self.counters.step):
                 self.train_step(images, labels)
                 step = self.counters.step
                 due = step % self.eval_steps == 0 or step == self.total_steps

@@ -329,6 +329,21 @@ def test_errors_against_time_in_the_unit_that_fits(figure, longest, unit, name):
         )
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.5])
+def test_errors_against_compute_begin_at_none_so_that_equal_costs_stand_above_each_other(
+    figure, factor
+):
+    points = [
+        Point(0.5, False, "linear decay", one(4.02e12), one(5.0)),
+        Point(1.0, True, "constant depth", one(4e12 * factor), one(7.0), ["linear decay"]),
+    ]
+    (axes,) = figure(plots.plot_compute, points).axes
+    assert axes.get_xlabel() == "multiply-adds of training ($10^{12}$, forward passes)"
+    assert [x for x, *_ in errorbars(axes)] == [[pytest.approx(4.02)], [4 * factor]]
+    left, right = axes.get_xlim()
+    assert left == 0 and 1.1 * max(4.02, 4 * factor) < right
+
+
 def test_a_label_covers_no_point_no_bar_and_no_other_label(figure):
     points = []
     for i in range(6):
@@ -342,7 +357,7 @@ def test_a_label_covers_no_point_no_bar_and_no_other_label(figure):
     boxes = [note.get_window_extent() for note in shown]
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
-    centres = axes.transData.transform([(p.seconds.mean, p.error.mean) for p in points])
+    centres = axes.transData.transform([(p.cost.mean, p.error.mean) for p in points])
     assert not any(box.contains(*centre) for box in boxes for centre in centres)
     plain = [Point(None, False, "a", one(10.0), one(5.0))]
     assert legend(figure(plots.plot_time, plain)) == (["a (n = 1)"], "net on data")

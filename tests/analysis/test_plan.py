@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -247,6 +249,40 @@ def test_the_plan_lists_blocks_totals_data_and_the_run():
     assert lines[1] == compute
     assert lines[2].startswith("data              dots: 9 training, 0 validation, ")
     assert lines[3] == "training          3 epochs of 1 steps"
+
+
+@given(st.floats(0.5, 100), st.floats(0.05, 1), st.integers(20, 2000), st.integers(2, 20))
+def test_a_budget_is_met_to_half_a_step(budget, survival, images, batch_size):
+    cost = Cost([BlockCost(1, survival, 0, 80, 0, 1, "a")], 0, 100, "batch")
+    epochs = cost.epochs_for(budget, images, batch_size)
+    steps = epochs * -(-images // batch_size)
+    assert steps == pytest.approx(round(steps)) and round(steps) >= 1
+    off = cost.training_macs(epochs, images, batch_size) - budget * images * cost.macs
+    assert abs(off) <= (batch_size / 2 + 1e-6) * cost.expected_macs
+    constant = Cost([BlockCost(1, 1.0, 0, 80, 0, 1, "a")], 0, 100, "batch")
+    assert constant.epochs_for(30, images, batch_size) == 30
+    assert isinstance(constant.epochs_for(30, images, batch_size), int)
+    masks = Cost(cost.blocks, 0, 100, "sample")
+    assert masks.epochs_for(30, images, batch_size) == 30
+
+
+def test_the_plan_says_how_near_a_budget_is_met():
+    config = {"model": {"name": "r"}, "dataset": {"name": "d"}, "seed": 0}
+    config["schedule"] = {"_target_": "mine.S"}
+    data = SimpleNamespace(
+        image_shape=(3, 8, 8), classes=[0], train=range(100), validation=None, test=[]
+    )
+    model = resnet_cifar(8, schedule=LinearDecay(0.5))
+    cost = network_cost(model, (3, 8, 8))
+    config["trainer"] = {"batch_size": 10, "budget": 2}
+    config["trainer"]["epochs"] = epochs = cost.epochs_for(2, 100, 10)
+    console = Console(file=io.StringIO(), width=100)
+    show_plan(console, config, data, model)
+    training, budget = console.file.getvalue().splitlines()[-3:-1]
+    off = epochs * cost.expected_share / 2 - 1
+    assert epochs != int(epochs)
+    assert training == f"training          {epochs:.6g} epochs of 10 steps"
+    assert budget == f"budget            2 epochs of constant depth, {off:+.2%}"
 
 
 def test_a_projection_is_shown_with_its_block_and_rules_part_the_stages():

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -617,15 +618,15 @@ def test_curves_and_times_are_those_of_the_runs(tmp_path):
     assert linear.epochs == [1, 2]  # that both runs evaluated
     assert linear.test_error.tolist() == [[8, 6], [5, 3]]
     assert linear.train_loss.tolist() == [[2, 2], [1, 1]] and linear.train_loss.dtype == float
-    point, constant = figure_data.time_points(groups)
+    point, constant = figure_data.points_by("train_seconds", groups)
     assert (constant.p_L, constant.is_constant, constant.series) == (
         *(1.0, True),
         "constant depth, depth 56",
     )
-    assert (constant.seconds, constant.error) == ((300, 300, 300, 1), (5, 5, 5, 1))
+    assert (constant.cost, constant.error) == ((300, 300, 300, 1), (5, 5, 5, 1))
     assert constant.joins == []  # another depth
     assert (point.p_L, point.is_constant, point.series) == (0.5, False, "linear decay, depth 20")
-    assert point.seconds == (300.5, 300, 301, 2) and point.error == (4, 3, 5, 2)
+    assert point.cost == (300.5, 300, 301, 2) and point.error == (4, 3, 5, 2)
     assert figure_data.title_of(groups) == "resnet20 on digits, 3 epochs"
     groups[-1].runs[0].config["model"]["name"] = "resnet56"
     assert figure_data.title_of(groups) == "digits, 3 epochs"
@@ -662,8 +663,22 @@ def test_figures_are_drawn_where_they_apply_and_stale_ones_removed(grid):
     write_run(grid.parent / "one" / "run", where={"threads": None})  # times unknown
     result, _ = report(grid.parent / "one", out=out)
     assert result.figures == [out / "curves.png"]
-    kept = {"report.csv", "report.md", "curves.png", "curves.pdf", "mine.png"}
+    kept = {"report.csv", "report.md", "report.html", "curves.png", "curves.pdf", "mine.png"}
     assert {path.name for path in out.iterdir()} == kept
+
+
+def test_figures_of_compute_need_that_all_runs_counted_it(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"linear-{seed}", seed, summary={"training_macs": 4.0e12})
+        write_run(tmp_path / f"constant-{seed}", seed, schedule=CONSTANT)
+    result, printed = report(tmp_path)
+    assert "compute" not in {path.stem for path in result.figures}
+    assert "4e12" in printed and "300 ± 0.71" in printed  # seconds
+    for seed in (0, 1):
+        change(tmp_path / f"constant-{seed}", "summary.json", training_macs=8.0e15)
+    result, _ = report(tmp_path)
+    assert result.figures[-1].stem == "compute"
+    assert sorted(result.table["train_macs_mean"]) == [4e12, 8e15]
 
 
 def test_figures_show_the_numbers_of_the_table(grid):
@@ -811,6 +826,81 @@ def test_what_a_run_is_called_is_text_wherever_it_is_reported(tmp_path, text):
     assert not kinds & {"html_block", "html_inline", "link_open", "image", "em_open", "strong_open"}
     assert sum(token.type == "heading_open" for token in tokens) == 6
     assert shown in {child.content for child in inline} and len(rows[0]) > 20
+
+    html = Html((tmp_path / "report" / "report.html").read_text())
+    assert html.tags <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "div"),
+        *("table", "thead", "tbody", "tr", "th", "td", "ul", "li", "p", "pre", "img"),
+    }
+    assert html.attributes <= {"lang", "charset", "http-equiv", "content", "name", "class"}
+    assert shown in {cell for row in html.rows for cell in row}
+
+
+class Html(HTMLParser):
+    """The tags and attributes of a page, and the cells of its table."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.rows, self.sources = set(), set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attributes}
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.lasttag in ("td", "th"):
+            self.rows[-1][-1] += data.strip("\n")
+
+
+def test_the_page_has_the_table_and_the_figures_in_one_file(sweep, tmp_path, monkeypatch):
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"\x89PNG")
+    monkeypatch.setattr("sdnet.analysis.figures.draw", lambda *arguments: [picture])
+    _, printed = report(sweep)
+    html = Html((sweep / "report" / "report.html").read_text())
+    assert {row[0]: row[1:] for row in html.rows[1:]} == cells_of(printed)
+    assert html.sources == ["data:image/png;base64,iVBORw=="]  # nothing is fetched
+
+
+def test_what_all_rows_have_in_common_stands_above_the_table(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"linear-{seed}", seed, schedule=LINEAR | {"p_L": 0.1 + 0.2})
+        write_run(tmp_path / f"study-{seed}", seed, schedule=LINEAR | {"p_L": 0.7364519872})
+        write_run(tmp_path / f"near-{seed}", seed, schedule=UNIFORM | {"p_L": 0.51})
+    result, printed = report(tmp_path)
+    above = printed.partition("┏")[0]
+    assert {"n: 2", "seeds: 0 1"} <= set(above.splitlines())
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "- n: 2\n- seeds: 0 1\n" in page
+    head = next(line for line in page.splitlines() if line.startswith("| id"))
+    names = [name.strip() for name in head.split("|")[1:-1]]
+    results = ["test error (%)", "difference (points)", "validation error (%)"]
+    assert names[:6] == ["id", *results, "schedule", "schedule.p_L"] and "n" not in names
+    assert {"0.3", "0.7365", "0.51"} == {cells[4] for cells in cells_of(printed).values()}
+    assert {0.3, 0.7364519872, 0.51} == set(result.table["schedule.p_L"])
+    assert {cells[2] for cells in cells_of(printed).values()} == {"4.00 ± 0.00"}
+    write_run(tmp_path / "near", 0, schedule=LINEAR | {"p_L": 0.73645199})
+    shown = {cells[4] for cells in cells_of(report(tmp_path)[1]).values()}
+    assert {"0.7364519872", "0.73645199"} <= shown  # else two rows would look alike
+
+
+def test_columns_can_be_chosen_by_name(sweep, capsys):
+    result, printed = report(sweep, columns=["seeds", "test error", "difference (points)"])
+    cells = {row[0]: row[1:] for row in Html((sweep / "report" / "report.html").read_text()).rows}
+    assert cells["id"] == ["seeds", "test error (%)", "difference (points)"]
+    row = row_with(result, schedule="uniform")
+    assert cells[row["id"]][:2] == ["1 5", "5.00 ± 1.41"]
+    assert "n: " not in printed.partition("┏")[0]
+    assert main(["report", str(sweep), "--columns", "seeds,error"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: --columns: there is no column error; there are id, test error, ")
+    assert told.count("\n") == 1
 
 
 def test_runs_that_say_nothing_of_wandb_are_reported_without_it(tmp_path, capsys):

@@ -9,7 +9,8 @@ from tests.conftest import ROOT
 CONF = ROOT / "conf"
 # Where and how a run is computed, kept and shown. All else decides what comes out of it.
 NOT_RESULT = {
-    *("name", "show", "telemetry", "resume", "retry_failed", "model.name", "schedule.name"),
+    *("name", "seeds", "show", "telemetry", "resume", "retry_failed"),
+    *("model.name", "schedule.name"),
     *("wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags"),
     *("dataset.root", "dataset.download", "trainer.device", "trainer.threads", "trainer.workers"),
     *("trainer.checkpoint_every", "trainer.checkpoint_unit", "trainer.eval_batch_size"),

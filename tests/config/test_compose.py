@@ -141,6 +141,7 @@ def test_what_does_not_determine_the_result_is_taken_from_the_command_when_resum
     folder.create(stored, {})
     new = {
         "name": "b",
+        "seeds": [1, 2],
         "show": True,
         "telemetry": "directions",
         "resume": str(folder.path),
@@ -205,6 +206,14 @@ def test_what_cannot_be_resumed_says_why(tmp_path, every_member):
     assert compose.resumed(config, []) == without | {
         name: config[name] for name in ("trainer", "telemetry")
     }
+    (folder.path / "config.yaml").unlink()
+    del without["trainer"]["budget"], without["seeds"]  # they came later
+    folder.create(without, {})
+    of_now = config | {"trainer": config["trainer"] | {"budget": 3}}
+    assert compose.resumed(of_now, [])["trainer"]["budget"] is None
+    assert compose.resumed(of_now, [])["seeds"] is None
+    with pytest.raises(ConfigError, match=r"trainer\.budget=3 would change the result"):
+        compose.resumed(of_now, ["trainer.budget=3"])
     (folder.path / "config.yaml").unlink()
     folder.create(every_member[0] | {"model": {"_target_": "os.system"}}, {})
     with pytest.raises(ConfigError, match=r"model\._target_=os\.system is not allowed"):

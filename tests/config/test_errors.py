@@ -18,9 +18,8 @@ from tests.config.composed import composed
         (
             "experimen=x",
             "experimen is not a setting; did you mean experiment? Known at the top: dataset, "
-            "lr_schedule, model, name, optimizer, resume, retry_failed, schedule, seed, show, "
-            "telemetry, "
-            "trainer, wandb, experiment",
+            "lr_schedule, model, name, optimizer, resume, retry_failed, schedule, seed, seeds, "
+            "show, telemetry, trainer, wandb, experiment",
         ),
         (
             "model.block.zzz=1",

@@ -35,6 +35,11 @@ VALUES = {  # accepted, refused, what the message says of them
         [-1, 0.0, False, "0", None, 2**63],
         f"a whole number, 0 to {2**63 - 1}",
     ),
+    "seeds": (
+        [None, [0], [2, 0, 2**63 - 1]],
+        [[], 3, 0, "0", [0, 0], [-1], [True], [0, "1"], [1.0], (0, 1)],
+        "a list of different seeds such as [0,1,2], or null",
+    ),
     "show": ([True, False, "time"], [0, 1, "true", None], "true, false or time"),
     "resume": OPTIONAL_TEXT,
     "retry_failed": BOOLEAN,
@@ -76,6 +81,11 @@ VALUES = {  # accepted, refused, what the message says of them
         [1, 10**6],
         [0, 1.0, True, "1", None, 10**6 + 1],
         "a whole number, 1 to 1000000",
+    ),
+    "trainer.budget": (
+        [None, 1, 0.5, 10**6],
+        [0, -1, True, "1", 10**6 + 1, INFINITE, NOT_A_NUMBER],
+        "a number above 0, a million at most, or null",
     ),
     "trainer.batch_size": (
         [2, 3],

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from sdnet import BasicBlock, Bottleneck, Constant, ResNet, Uniform, resnet_cifar
+from sdnet.analysis.cost import Cost
 from sdnet.config import targets
 from sdnet.config.errors import ConfigError
 from sdnet.launch import build
+from sdnet.launch.budget import budgeted, training_cost
 from sdnet.training import optim
 from sdnet.training.distributed import World
 from tests.config.composed import composed
@@ -38,6 +40,22 @@ def changed(config):
         return new
 
     return change
+
+
+def test_a_budget_needs_multiply_adds(changed):
+    config = changed({"trainer.budget": 30})
+    for cost, says in ((Cost([], 1, 0, "batch"), "without a layer whose"), (None, "")):
+        if cost is None:
+            assert budgeted(config, cost, 10) is config
+            continue
+        with pytest.raises(ConfigError, match=rf"^trainer\.budget must be null .*{says}.*got 30$"):
+            budgeted(config, cost, 10)
+    one_shape = nn.Sequential(nn.Flatten(), nn.Linear(3, 1))
+    message = r"^trainer\.budget must be null for Sequential, whose .* got 30$"
+    with pytest.raises(ConfigError, match=message):
+        training_cost(config, one_shape, Constant(), (3, 8, 8))
+    config["trainer"]["budget"] = None
+    assert training_cost(config, one_shape, Constant(), (3, 8, 8)) is None
 
 
 def equal(model, other):

@@ -48,6 +48,21 @@ def test_every_point_has_its_overrides_what_is_swept_its_folder_and_its_state(sw
     assert sweep_plan._compose(cfg, [numbers], 3, "", "").config["wandb"]["name"] == "3-3"
 
 
+def test_each_run_of_a_sweep_has_the_epochs_that_the_budget_is_for_it(swept):
+    cfg = swept(*SMALL, "trainer.budget=3", "schedule.p_L=0.5,0.8,1")
+    points = sweep_plan.plan(cfg)
+    assert {point.config["trainer"]["epochs"] for point in points} == {30}
+    names = [point.name for point in points]
+    sweep_plan.check(points, True, 1, listing=True)
+    assert [run_name(point.config) for point in points] == names
+    epochs = [point.config["trainer"]["epochs"] for point in points]
+    assert epochs[0] > epochs[1] > epochs[2] == 3
+    console = Console(file=io.StringIO(), width=200)
+    sweep_plan.show(console, points)
+    ends = [line.split()[-1] for line in console.file.getvalue().splitlines() if "-pL" in line]
+    assert ends == [f"{e:.6g}" for e in epochs]
+
+
 def test_presets_hold_the_runs_of_the_papers_figure(swept):
     def planned(*overrides):
         configs_of = [point.config for point in sweep_plan.plan(swept(*SMALL, *overrides))]
@@ -153,14 +168,19 @@ def test_a_folder_of_another_run_is_found_in_the_plan(swept, configuration):
 
 
 def test_of_ranges_the_ends_are_planned_and_the_last_word_on_a_setting_counts(swept):
-    overrides = ["schedule.p_L=interval(0.25,1.0)", "seed=3,5", "trainer.epochs=7", "seed=4,8"]
+    overrides = [
+        "schedule.p_L=interval(0.25,1.0)",
+        "optimizer.momentum=0.3,0.5",
+        "trainer.epochs=7",
+        "optimizer.momentum=0.4,0.8",
+    ]
     params = {"schedule.p_L": "0.1,0.2", "optimizer.lr": "choice(0.1,0.2)"}
     cfg = swept(*overrides, params=params)
     assert sweep_plan._expand(cfg, grid=False) == [
-        ["schedule.p_L=0.25", "optimizer.lr=0.1", "seed=4", "trainer.epochs=7"],
-        ["schedule.p_L=1.0", "optimizer.lr=0.1", "seed=4", "trainer.epochs=7"],
-        ["schedule.p_L=0.25", "optimizer.lr=0.2", "seed=4", "trainer.epochs=7"],
-        ["schedule.p_L=0.25", "optimizer.lr=0.1", "seed=8", "trainer.epochs=7"],
+        ["schedule.p_L=0.25", "optimizer.lr=0.1", "optimizer.momentum=0.4", "trainer.epochs=7"],
+        ["schedule.p_L=1.0", "optimizer.lr=0.1", "optimizer.momentum=0.4", "trainer.epochs=7"],
+        ["schedule.p_L=0.25", "optimizer.lr=0.2", "optimizer.momentum=0.4", "trainer.epochs=7"],
+        ["schedule.p_L=0.25", "optimizer.lr=0.1", "optimizer.momentum=0.8", "trainer.epochs=7"],
     ]
     assert sweep_plan._expand(swept("seed=0,1", params={"trainer.epochs": "5,6"}), grid=True) == [
         [f"trainer.epochs={epochs}", f"seed={seed}"] for epochs in (5, 6) for seed in (0, 1)

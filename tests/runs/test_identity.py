@@ -142,5 +142,18 @@ def test_a_setting_that_came_later_changes_no_name_until_it_is_used():
         assert identity(before) != identity(config)
     config = composed()
     assert identity(config) == "3aa05711"  # as in README.md
+    del config["trainer"]["budget"]  # as in the run folders of before
+    assert identity(config) == "3aa05711"
     config["optimizer"]["backbone_factor"] = 0.1
     assert identity(config) != "3aa05711"
+
+
+def test_a_budget_takes_the_place_of_the_epochs():
+    of_budget = {
+        (b, e): composed(f"trainer.budget={b}", f"trainer.epochs={e}")
+        for b in (2, 3)
+        for e in (10, 30)
+    }
+    names = {pair: identity(config) for pair, config in of_budget.items()}
+    assert names[2, 10] == names[2, 30] != names[3, 10] == names[3, 30]
+    assert identity(composed("trainer.epochs=10")) not in names.values()

@@ -1,11 +1,13 @@
 """What a run puts on record: rows, summary, checkpoints; evaluation and the clock are stubbed."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from sdnet.analysis.cost import network_cost
 from sdnet.runs.folder import COLUMNS
 from sdnet.runs.predictions import step_of
 from sdnet.training import trainer as training
@@ -103,6 +105,30 @@ def test_evaluation_is_at_every_interval_and_at_the_end(
     rows = trainer.run.rows()
     assert [row["step"] for row in rows] == steps
     assert [row["epoch"] for row in rows] == pytest.approx([step / 3 for step in steps], rel=1e-7)
+
+
+def test_a_budget_ends_a_run_within_an_epoch_where_it_is_evaluated(small, monkeypatch):
+    trainer = small("trainer.budget=2", "model.depth=20", "schedule.p_L=0.7", "lr_schedule=cosine")
+    stub_evaluation(monkeypatch, trainer, range(9), range(9))
+    computed, backward = [], trainer.backward
+    monkeypatch.setattr(
+        trainer,
+        "backward",
+        lambda images, *rest: computed.append(len(images)) or backward(images, *rest),
+    )
+    trainer.fit()
+    assert computed == [8, 8, 4, 8, 8, 4, 8, 8]  # 2.67 epochs of 20
+    assert [row["step"] for row in trainer.run.rows()] == [3, 6, 8]
+    assert trainer.lr == pytest.approx(0.1 * (1 + math.cos(math.pi * 7 / 8)) / 2)
+    result = trainer.result()
+    assert (result["epochs"], result["steps"]) == (8 / 3, 8)
+    (share,) = {result["training_macs"] / result["macs"] / sum(computed)}
+    assert share == pytest.approx(network_cost(trainer.model, (1, 8, 8)).expected_share)
+    assert abs(share * sum(computed) / 40 - 1) < 4 / 40  # half a step
+    again = small("trainer.budget=2", "model.depth=20", "schedule.p_L=0.7", "lr_schedule=cosine")
+    again.resume()
+    again.fit()  # nothing is left
+    assert again.run.rows() == trainer.run.rows()
 
 
 @pytest.mark.parametrize(

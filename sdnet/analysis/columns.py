@@ -1,0 +1,47 @@
+"""Which columns of a report's table are shown: those asked for, or those that tell rows apart."""
+
+from collections.abc import Sequence
+
+from sdnet.analysis.collect import ReportError
+
+Rows = Sequence[dict[str, str]]
+KEPT = ("id", "test error (%)", "validation error (%)", "difference (points)")  # whatever they say
+
+
+def chosen(printed: Rows, names: Sequence[str]) -> list[dict[str, str]]:
+    """The rows with the columns of these names alone, after the id; units may be left out.
+
+    Raises:
+        ReportError: no column has this name.
+    """
+    columns = {short(column): column for column in printed[0]} | {c: c for c in printed[0]}
+    for name in names:
+        if name not in columns:
+            known = ", ".join(dict.fromkeys(map(short, printed[0])))
+            raise ReportError(f"--columns: there is no column {name}; there are {known}")
+    kept = dict.fromkeys(["id", *(columns[name] for name in names)])
+    return [{column: row[column] for column in kept} for row in printed]
+
+
+def short(column: str) -> str:
+    """A column's name without its unit."""
+    return column.partition(" (")[0]
+
+
+def apart(printed: Rows) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """The rows without the columns that say the same in all of them, and what these say."""
+    first = printed[0]
+    same = {
+        column: value
+        for column, value in first.items()
+        if len(printed) > 1 and column not in KEPT and all(row[column] == value for row in printed)
+    }
+    rows = [{c: value for c, value in row.items() if c not in same} for row in printed]
+    return rows, same
+
+
+def rounded(values: Sequence[object]) -> list[str]:
+    """Values of a setting for show: four digits, unless two of them would become one."""
+    texts = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values]
+    exact = list(map(str, values))
+    return texts if len({*texts}) == len({*exact}) else exact
