@@ -1,5 +1,6 @@
 """`python -m sdnet train ...` trains. `report <folders>` looks at what it left, `evaluate` at what
-its networks say of each image, `wandb <sweep>` makes a workspace, `export <run>` writes a network."""
+its networks say of each image, `wandb <sweep>` makes a workspace, `export <run>` writes a network.
+"""
 
 import argparse
 import sys

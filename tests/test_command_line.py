@@ -75,7 +75,7 @@ def test_a_run_leaves_its_folder_and_says_its_result(finished):
     assert {f for f in files if not f.startswith("wandb/")} == {
         *("metrics.csv", "summary.json", "config.yaml", "provenance.json", "train.log"),
         *("checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/best.pt"),
-        *("figures/survival.png", "figures/curves.png"),
+        *("figures/survival.png", "figures/curves.png", "predictions.npz"),
     }
     summary = read_json(run / "summary.json")
     assert summary["status"] == "completed" and summary["steps"] == 22

@@ -28,7 +28,8 @@ class WandbListener(Listener):
         shown = {"name": config["wandb"]["name"] or name, "job_type": "train", "config": config}
         self.run = Run(config["wandb"], mode, folder, run_id, resumed, **shown)
         self.run.do(lambda run: run.define_metric("*", step_metric="epoch"))
-        self.run.do(lambda run: run.define_metric(INTERVAL, step_metric="step"))
+        for name in (INTERVAL, "telemetry/*"):
+            self.run.do(lambda run, name=name: run.define_metric(name, step_metric="step"))
         self.log_every = config["trainer"]["log_every"]
         self.seen = (0, 0.0)  # steps and active blocks already logged
         self.classes: list[str] = []
@@ -46,6 +47,8 @@ class WandbListener(Listener):
 
     def on_row(self, trainer: Trainer, row: dict[str, float | None]) -> None:
         known = {key: value for key, value in row.items() if value is not None}
+        for listener in trainer.listeners:
+            known |= listener.measures()
         self.run.do(lambda run: run.log(known))
 
     def finish(self, summary: dict[str, Any], figures: list[Path]) -> None:

@@ -20,9 +20,11 @@ from PIL import Image
 from wandb.sdk import wandb_setup
 
 from sdnet.listeners import wandb as tracking
+from sdnet.listeners.telemetry import Telemetry
 from sdnet.listeners.wandb_run import WandbListener
 from sdnet.runs.predictions import Predictions, write_predictions
 from sdnet.training.counters import Counters
+from sdnet.training.listener import Listener
 
 SETTINGS = {
     "mode": "auto",
@@ -348,7 +350,8 @@ def test_a_run_is_named_and_its_numbers_have_their_axes(begun):
     first = begun[0]
     assert (first["job_type"], first["id"], first["resume"]) == ("train", "id000000", "allow")
     assert first["config"] == config() and first["dir"] == Path("run")
-    assert made.run.run.metrics[:2] == [("*", "epoch"), ("interval/active_blocks", "step")]
+    of_steps = [("interval/active_blocks", "step"), ("telemetry/*", "step")]
+    assert made.run.run.metrics[:3] == [("*", "epoch"), *of_steps]
 
 
 def test_active_blocks_are_the_mean_of_each_interval_and_of_the_rest(begun):
@@ -377,8 +380,11 @@ def test_a_run_that_is_not_resumed_counts_from_its_first_step(begun):
 def test_a_row_is_logged_without_what_was_not_measured(begun):
     made = listener(begun)
     row = {"epoch": 1.0, "step": 11, "lr": 0.0, "val_error": None, "test_error": 5.0}
-    made.on_row(None, row)
-    assert made.run.run.logged == [{"epoch": 1.0, "step": 11, "lr": 0.0, "test_error": 5.0}]
+    telemetry = Telemetry()
+    telemetry.last = [{"name": "layer1.0", "realised": 0.5, "gradient_norm": None}]
+    made.on_row(SimpleNamespace(listeners=(Listener(), telemetry)), row)
+    known = {"epoch": 1.0, "step": 11, "lr": 0.0, "test_error": 5.0}
+    assert made.run.run.logged == [known | {"telemetry/realised/layer1.0": 0.5}]
 
 
 @pytest.mark.parametrize("trouble", ["log", "finish", "disk"])
@@ -393,7 +399,7 @@ def test_trouble_with_wandb_is_told_once_and_never_stops_a_run(begun, monkeypatc
     else:
         monkeypatch.setattr(stub, trouble, lambda *args, **named: 1 / 0)
     for epoch in (1.0, 2.0):
-        made.on_row(None, {"epoch": epoch})
+        made.on_row(SimpleNamespace(listeners=()), {"epoch": epoch})
     made.finish({"status": "completed"}, [])
     reason = "OSError: [Errno 28] No space left on device: 'run'"
     if trouble != "disk":
