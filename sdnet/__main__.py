@@ -96,7 +96,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     processes.interrupt_as_usual()
     chosen = {name: getattr(arguments, name) for name in MODES}
     modes = {name: int(number) for name, number in chosen.items() if number is not None}
-    how = {name: getattr(arguments, name) for name in ("checkpoint", "device", "batch_size")}
+    how = {
+        name: getattr(arguments, name) for name in ("checkpoint", "device", "batch_size", "images")
+    }
     try:
         evaluate(arguments.folders, arguments.out, modes, arguments.seed, **how)
     except (ValueError, OSError) as error:
@@ -172,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--monte-carlo", number, "the mean of N networks whose gates are drawn"),
         ("--recalibrate-bn", flag, "BatchNorm's statistics computed anew at full depth"),
         ("--corruptions", flag, "noise, blur, contrast, pixelation and JPEG"),
+        ("--images", number, "of validation and test that these use; default: all"),
         ("--seed", {"type": int, "default": 0}, "of what is random in these; default: 0"),
         ("--checkpoint", {"choices": ("best", "last"), "default": "best"}, "default: best"),
         ("--device", {"default": "auto"}, "where the network is computed; default: auto"),

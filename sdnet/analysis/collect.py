@@ -151,7 +151,8 @@ def _read(folder: Path) -> Run:
         raise _Unusable(f"{status}: {summary.get('reason', 'no reason given')}")
     if status != "completed":
         raise _Unusable(f"unreadable: summary.json has the unknown status {status!r}")
-    provenance = _parsed(files.provenance, "provenance.json")
+    there = (folder / "provenance.json").exists()  # without it a row has no command and no times
+    provenance = _parsed(files.provenance, "provenance.json") if there else {}
     _check_config(config)
     _check_result(summary, rows)
     return Run(folder, config, summary, provenance, rows)

@@ -45,6 +45,7 @@ class Evaluated:
     run: Run
     out: Path
     test: Predictions
+    images: int  # of the test part that modes used
     tables: Tables = field(default_factory=dict)
 
 
@@ -74,7 +75,7 @@ def evaluate(
     done: list[Evaluated] = []
     for run in runs:
         try:
-            opened = Opened(RunFolder(run.folder), **how)
+            opened = Opened(RunFolder(run.folder), seed=seed, **how)
             place = opened.run.path / "evaluation" if out is None else out
             place = place / opened.name if out is not None and several else place
             done.append(_evaluated(run, opened, place, modes or {}, seed))
@@ -104,7 +105,8 @@ def _evaluated(
     opened.run.check_places()
     parts, names = opened.predictions, _class_names(opened)
     out.mkdir(parents=True, exist_ok=True)
-    found = Evaluated(run, out, parts["test"])
+    images = len(opened.subject.parts["test"]) if modes else len(parts["test"])
+    found = Evaluated(run, out, parts["test"], images)
     found.tables = _at_full_depth(parts, names)
     title = f"{opened.name}, {opened.checkpoint} checkpoint"
     figures.plot_reliability(parts, title, out / "reliability")
@@ -112,7 +114,7 @@ def _evaluated(
     _write(found.tables, out)
     for name, number in modes.items():
         tables = MODES[name].compute(opened.subject, number, seed)
-        MODES[name].draw({opened.name: tables}, len(found.test), out)
+        MODES[name].draw({opened.name: tables}, images, out)
         _write(tables, out)
         found.tables |= tables
     facts = {
@@ -218,4 +220,4 @@ def _draw_groups(
             of_runs = [by_folder[run.folder].tables for run in group.runs]
             made = {table: means([tables[table] for tables in of_runs]) for table in of_runs[0]}
             named[label(group)] = made
-        MODES[name].draw(named, len(next(iter(by_folder.values())).test), out)
+        MODES[name].draw(named, next(iter(by_folder.values())).images, out)

@@ -42,6 +42,7 @@ class Opened:
         checkpoint: `best` or `last`, see `load_run`; the stored predictions are those of `best`.
         device: as `trainer.device`.
         batch_size: as `trainer.eval_batch_size`; None: the run's.
+        images: of the validation and of the test part for probes, drawn by `seed`; None: all.
 
     Every method raises a ValueError that says what is wrong with the run.
     """
@@ -52,8 +53,11 @@ class Opened:
         checkpoint: str = "best",
         device: str = "auto",
         batch_size: int | None = None,
+        images: int | None = None,
+        seed: int = 0,
     ):
         self.run, self.checkpoint = run, checkpoint
+        self.images, self.seed = images, seed
         config = completed(run.config())
         here = {"device": device, "compile": None, "graphs": False, "sync_batchnorm": False}
         here |= {} if batch_size is None else {"eval_batch_size": batch_size}
@@ -120,16 +124,20 @@ class Opened:
     @cached_property
     def subject(self):
         """What a probe takes."""
-        from sdnet.analysis.probes.subject import Subject
+        from sdnet.analysis.probes.subject import Subject, some
 
         self.check_orders(self.predictions)
+        parts = {
+            name: part if name == "train" else some(part, self.images, self.seed)
+            for name, part in self.parts.items()
+        }
         return Subject(
             name=self.name,
             model=self.model,
             layout=Layout(self.model),
             survival=[module.survival for module in gated_modules(self.model)],
             macs=Macs(self.model, self.data.image_shape),
-            parts=self.parts,
+            parts=parts,
             compute=self.compute,
             batches=self.batches,
         )

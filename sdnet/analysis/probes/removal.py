@@ -2,12 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
-from sdnet import rng
-from sdnet.analysis.probes.subject import Subject
+from sdnet.analysis.probes.subject import Subject, some
 from sdnet.config.errors import ConfigError
-from sdnet.data.split import Files, Split
 
 Row = dict[str, Any]
 
@@ -50,7 +46,7 @@ def pareto(
             f"--pareto chooses blocks by validation images, and {subject.name} has none: train "
             f"with dataset.validation, e.g. 0.1"
         )
-    part = _some(subject.parts["validation"], most_images, seed)
+    part = some(subject.parts["validation"], most_images, seed)
     L = len(subject.layout.gates)
     out: list[int] = []
     before = subject.scores(part)
@@ -81,10 +77,3 @@ def _step(subject: Subject, out: list[int], validation: dict[str, float]) -> Row
 
 def _macs(subject: Subject, out: list[int]) -> int:
     return subject.macs.total - sum(subject.saved[gate] for gate in out)
-
-
-def _some(part: Split | Files, most: int | None, seed: int) -> Split | Files:
-    if most is None or most >= len(part):
-        return part
-    chosen = rng.generator(seed, "pareto").permutation(len(part))[:most]
-    return part.subset(np.sort(chosen))

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
+from sdnet import rng
 from sdnet.data.split import Files, Split
 from sdnet.models.gates import fixed_weights
 from sdnet.models.layout import Layout
@@ -71,3 +73,11 @@ class Subject:
     def without(self, out: Iterable[int]) -> AbstractContextManager[None]:
         """Within it the branches behind these gates, by their numbers from 0, do not run."""
         return fixed_weights({self.layout.gates[gate]: 0.0 for gate in out})
+
+
+def some(part: Split | Files, most: int | None, seed: int) -> Split | Files:
+    """So many images of a part, drawn by the seed, in its order; None: all of them."""
+    if most is None or most >= len(part):
+        return part
+    chosen = rng.generator(seed, "images").permutation(len(part))[:most]
+    return part.subset(np.sort(chosen))
