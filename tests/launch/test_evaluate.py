@@ -189,7 +189,7 @@ TABLES = {"lesion", "lesion_sets", "truncation", "pareto", "monte_carlo", "corru
 
 def test_each_mode_leaves_its_table_and_its_figure(run, undrawn, caplog):
     assert len(ALL) - 3 == len(MODES)
-    evaluated(run, *ALL, "--seed", "1")
+    evaluated(run, *ALL, "--seed", "1", "--images", "5")
     out = run / "evaluation"
     names = {f"{name}.{kind}" for name in TABLES for kind in ("csv", "png")}
     assert {file.name for file in out.iterdir()} == FULL | names | {"recalibration.csv"}
@@ -197,6 +197,7 @@ def test_each_mode_leaves_its_table_and_its_figure(run, undrawn, caplog):
     for name in (*TABLES, "recalibration"):
         assert len(facts[name]) == len(table(out / f"{name}.csv")) > 1
     assert len(facts["lesion"]) == 3 and facts["monte_carlo"][1]["members"] == 2
+    assert {row["test_error"] for row in facts["lesion"]} <= {0, 20, 40, 60, 80, 100}  # of 5
     assert facts["pareto"][0]["validation_error"] in (0, 25, 50, 75, 100)  # of 4 images
     assert "has no two blocks of the same shape" in caplog.text  # to swap, which costs no table
 
