@@ -92,7 +92,8 @@ def gates_save(group: Group, reference: Group | None) -> float | None:
         return None
     if without(group, "schedule") != without(reference, "schedule"):
         return None
-    known = all(run.summary.get("training_macs") for pair in pairs for run in pair)
+    noted = ("training_macs", "epochs")
+    known = all(run.summary.get(name) for pair in pairs for run in pair for name in noted)
     if not known and _granularity(group) == "sample":
         return 0.0
     ours, theirs = (

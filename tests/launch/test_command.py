@@ -101,8 +101,8 @@ def test_train_has_the_rest_of_the_command_for_itself(monkeypatch):
 def test_the_report_command_asks_for_what_was_typed(monkeypatch, capsys):
     asked, logged, answer = [], [], ["report"]
 
-    def write_report(*arguments, style):
-        asked.append((*arguments, style))
+    def write_report(*arguments, style, columns):
+        asked.append((*arguments, style, columns))
         if isinstance(answer[0], Exception):
             raise answer[0]
         return answer[0]
@@ -112,9 +112,12 @@ def test_the_report_command_asks_for_what_was_typed(monkeypatch, capsys):
     a, b = Path("a"), Path("b")
     assert commands.main(["report", "a", "b"]) == 0
     typed = ["report", "a", "--baseline", "x=1", "--paper", "--out", "b", "--wandb", "offline"]
-    typed += ["--style", "paper"]
+    typed += ["--style", "paper", "--columns", "n,test error"]
     assert commands.main(typed) == 0
-    assert asked == [([a, b], None, None, False, "screen"), ([a], b, "x=1", True, "paper")]
+    assert asked == [
+        ([a, b], None, None, False, "screen", None),
+        ([a], b, "x=1", True, "paper", ["n", "test error"]),
+    ]
     assert logged == [("report", None), ("report", "offline")]
     answer[0] = None
     assert commands.main(["report", "a"]) == 1

@@ -8,16 +8,36 @@ from types import SimpleNamespace
 import pytest
 
 from tests.commands import Forked
-from tests.listeners.wandb_server import Server
+from tests.listeners.wandb_server import Handler, Server
 
 SETTINGS = {"project": "p", "entity": None, "group": "g", "mode": "disabled"}
+
+
+class Recording(Handler):
+    """Knows a user, takes a workspace, and keeps what it was asked."""
+
+    def result(self, body):
+        asked = json.loads(body)
+        self.server.asked.append(asked)
+        if "upsertView" in asked["query"]:
+            view = {"id": "Vmlldzox", "name": asked["variables"]["name"]}
+            return {"data": {"upsertView": {"view": view, "inserted": True}}}
+        viewer = {"id": "v", "entity": "own", "username": "own", "flags": "{}"}
+        return {"data": {"viewer": viewer | {"teams": {"edges": []}}}}
+
+
+def serve():
+    server = Server()
+    server.RequestHandlerClass, server.asked = Recording, []
+    os.environ["WANDB_BASE_URL"] = server.url
+    return server
 
 
 def saved(folder, group):
     from sdnet.listeners import workspace
 
-    server = Server()
-    os.environ |= {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": server.url}
+    server = serve()
+    os.environ["WANDB_API_KEY"] = "0" * 40
     runs = [SimpleNamespace(config={"wandb": SETTINGS | {"group": group}}, folder=Path(folder))]
     report = SimpleNamespace(runs=runs, figures=[Path("x/p_L.png"), Path("x/curves.png")])
     workspace.check_online()
@@ -59,8 +79,8 @@ def test_a_workspace_shows_the_sweeps_group_by_p_L(tmp_path, telemetry):
 def without_credentials(folder):
     from sdnet.listeners import workspace
 
-    server = Server()
-    os.environ |= {"WANDB_BASE_URL": server.url, "HOME": str(folder), "NETRC": f"{folder}/none"}
+    server = serve()
+    os.environ |= {"HOME": str(folder), "NETRC": f"{folder}/none"}
     os.environ.pop("WANDB_API_KEY", None)
     try:
         workspace.check_online()

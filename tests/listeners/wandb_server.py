@@ -31,13 +31,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def result(self, body):
         asked = json.loads(body)
-        self.server.asked.append(asked)
-        if "upsertView" in asked["query"]:
-            view = {"id": "Vmlldzox", "name": asked["variables"]["name"]}
-            return {"data": {"upsertView": {"view": view, "inserted": True}}}
-        if "viewer" in asked["query"] and "UpsertBucket" not in asked["query"]:
-            viewer = {"id": "v", "entity": "own", "username": "own", "flags": "{}"}
-            return {"data": {"viewer": viewer | {"teams": {"edges": []}}}}
         if "UpsertBucket" in asked["query"]:
             return {"data": {"upsertBucket": {"bucket": BUCKET, "inserted": True}}}
         if "CreateRunFiles" in asked["query"]:
@@ -62,7 +55,6 @@ class Server(ThreadingHTTPServer):
     """Serves until the process ends.
 
     Attributes:
-        asked: what it was asked in GraphQL.
         fault: None, a status that every answer has, `hang`, or `die`.
     """
 
@@ -71,7 +63,6 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.fault = None
-        self.asked = []
         self.closed = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
