@@ -276,7 +276,6 @@ def test_what_is_left_out_says_why(sweep):
     (sweep / "a-stopped" / "metrics.csv").unlink()
     write_run(sweep / "diverged", 9, summary={"status": "diverged", "reason": "loss is nan"})
     write_run(sweep / "failed", 9, summary={"status": "failed", "reason": "OSError: disk [full]"})
-    broken("no-provenance", "provenance.json", None)
     broken("half-config", "config.yaml", "model: [1,")
     broken("half-summary", "summary.json", '{"status": "comp')
     broken("half-metrics", "metrics.csv", COLUMNS + "\n1,2,x\n")
@@ -291,7 +290,6 @@ def test_what_is_left_out_says_why(sweep):
         "a-stopped": "unfinished: interrupted, epoch 0 of 3",
         "diverged": "diverged: loss is nan",
         "failed": "failed: OSError: disk [full]",
-        "no-provenance": "unreadable: provenance.json: ",
         "half-config": "unreadable: config.yaml: ",
         "half-summary": "unreadable: summary.json: ",
         "half-metrics": "unreadable: metrics.csv: ",

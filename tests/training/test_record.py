@@ -300,7 +300,8 @@ def test_a_run_stopped_between_rows_goes_on_counting_where_it_was(small, monkeyp
     fresh = trainer.result()
     for name in ("seconds_per_epoch", "mean_active_blocks", "other_load", "final_test_error"):
         assert fresh[name] is None
-    stop = SimpleNamespace(on_start=lambda _: None, on_row=lambda *_: None, on_step=stop_at(3))
+    stop = Listener()
+    stop.on_step = stop_at(3)
     trainer.listeners = (stop,)
     with pytest.raises(Interrupted, match=r"^stopped after step 3 of 6$"):
         trainer.fit()

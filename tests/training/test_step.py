@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from sdnet import set_gates
 from sdnet.training.counters import Interrupted
 from sdnet.training.distributed import World
+from sdnet.training.listener import Listener
 
 
 @dataclass
@@ -212,10 +212,9 @@ def test_a_process_without_a_run_folder_trains_all_the_same_and_stops_when_anoth
     small,
 ):
     trainer = small(world=Half(rank=1))
-    rows = []
-    trainer.listeners = (
-        SimpleNamespace(on_start=id, on_step=id, on_row=lambda _, r: rows.append(r)),
-    )
+    rows, told = [], Listener()
+    told.on_row = lambda _, row: rows.append(row)
+    trainer.listeners = (told,)
     trainer.model.eval()
     trainer.save_requested = True
     trainer.fit()
