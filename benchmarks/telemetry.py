@@ -42,9 +42,7 @@ def main() -> None:
             synchronize()
             taken.append(time.perf_counter() - begun)
     off, on = (1e3 * median(taken) for taken in seconds.values())
-    print(
-        f"ResNet-{args.depth}, batches of {args.batch}, constant depth, {args.steps} steps of each kind:"
-    )
+    print(f"ResNet-{args.depth}, batches of {args.batch}, constant depth, n = {args.steps}:")
     print(f"off {off:.2f} ms, on {on:.2f} ms a step, ratio {on / off:.3f}")
     begun = time.perf_counter()
     telemetry.on_row(trainer, {"step": 1, "epoch": 1.0})

@@ -88,6 +88,7 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     with _needs("report"):
+        from sdnet.config.errors import ConfigError
         from sdnet.launch.evaluate import evaluate
         from sdnet.launch.modes import MODES
 
@@ -101,7 +102,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     }
     try:
         evaluate(arguments.folders, arguments.out, modes, arguments.seed, **how)
-    except (ValueError, OSError) as error:
+    except (ConfigError, ValueError, OSError) as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 1
     return 0

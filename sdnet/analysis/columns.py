@@ -15,6 +15,7 @@ def chosen(printed: Rows, names: Sequence[str]) -> list[dict[str, str]]:
         ReportError: no column has this name.
     """
     columns = {short(column): column for column in printed[0]} | {c: c for c in printed[0]}
+    names = [name.strip() for name in names]
     for name in names:
         if name not in columns:
             known = ", ".join(dict.fromkeys(map(short, printed[0])))

@@ -57,10 +57,11 @@ class Cost:
 
         The last of them ends within its course, after the step that comes nearest.
         """
-        epochs, rest = divmod(budget / self.expected_share, 1.0)
+        whole, rest = divmod(budget / self.expected_share, 1.0)
         per_epoch = -(-images // batch_size)
-        steps = int(epochs) * per_epoch + min(round(rest * images / batch_size), per_epoch)
-        epochs = max(steps, 1) / per_epoch
+        below = min(int(rest * images // batch_size), per_epoch - 1)  # steps of the last epoch
+        ends = {n: abs(min(n * batch_size, images) - rest * images) for n in (below, below + 1)}
+        epochs = max(int(whole) * per_epoch + min(ends, key=lambda n: ends[n]), 1) / per_epoch
         return int(epochs) if epochs.is_integer() else epochs
 
     def training_macs(self, epochs: float, images: int, batch_size: int) -> float:

@@ -14,6 +14,7 @@ from sdnet.analysis.figure_data import curves
 from sdnet.analysis.figure_style import Style, curve_styles, legend, plain_log_ticks, save
 from sdnet.analysis.groups import Group
 from sdnet.analysis.plots import STYLE
+from sdnet.runs.files import Damaged
 from sdnet.runs.telemetry import read_telemetry
 
 LABEL = "mean absolute gradient,\nfirst convolution"
@@ -36,8 +37,11 @@ class Gradients:
 
 
 def gradients_of(path: Path) -> Gradients | None:
-    """What a run's telemetry.csv holds of them; None where there is none."""
-    rows = [row for row in read_telemetry(path) if row["block"]]
+    """What a run's telemetry.csv holds of them; None where there is none, or a damaged one."""
+    try:
+        rows = [row for row in read_telemetry(path) if row["block"]]
+    except Damaged:
+        return None
     if not rows:
         return None
     names = list(dict.fromkeys(row["name"] for row in rows))

@@ -86,7 +86,9 @@ def evaluate(
     if not done and not several:
         raise ValueError(f"{left_out[0].folder}: {left_out[0].reason}")
     if several and done:
-        place = Path(folders[0]) / "evaluation" if out is None else out
+        first = Path(folders[0])
+        beside = first.parent if RunFolder(first).holds_run() else first
+        place = beside / "evaluation" if out is None else out
         _write_groups(console, done, place, modes or {})
     text.print_left_out(console, left_out)
     if not done:
@@ -189,7 +191,10 @@ def _write_groups(
         of_runs = {folder: found.tables.get(name, []) for folder, found in by_folder.items()}
         tables["evaluation" if name == "full_depth" else name] = over_groups(groups, of_runs)
     if "monte_carlo" in modes:
-        tables["ensemble"] = [row for group in groups for row in _ensemble(group, by_folder)]
+        try:
+            tables["ensemble"] = [row for group in groups for row in _ensemble(group, by_folder)]
+        except (ConfigError, ValueError) as error:
+            text.print_lines(console, f"no ensemble of seeds: {error}")
     _write(tables, out)
     _draw_groups(groups, by_folder, out, modes)
     title = f"{text.count(done, 'run')} in {text.count(groups, 'group')}, full depth: mean ± std"

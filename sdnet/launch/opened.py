@@ -9,6 +9,7 @@ from torch import nn
 
 from sdnet.config.compose import completed
 from sdnet.config.errors import ConfigError, one_line
+from sdnet.config.values import check
 from sdnet.data.batches import Batches
 from sdnet.data.split import Files, Split
 from sdnet.data.splits import Data
@@ -65,6 +66,7 @@ class Opened:
         if "download" in here["dataset"]:
             here["dataset"]["download"] = False
         self.config: dict[str, Any] = config | here
+        check(self.config)  # before anything that it names is called
         self.name = run_name(config)
         self._loaders: list[tuple[Split | Files, Batches, str]] = []
 
@@ -148,6 +150,7 @@ class Opened:
         else the network's, which are stored then."""
         stored = None if self.checkpoint == "last" else self._stored()
         if stored is not None:
+            self._check_error(stored["test"], "its predictions err")
             try:
                 self.check_orders(stored)
             except DataGone as gone:
@@ -155,7 +158,7 @@ class Opened:
             return stored
         check_data(self.run, self.config, lambda config: self.data.fingerprint)
         found = {n: self.compute(self.model, p) for n, p in self.parts.items() if n != "train"}
-        self._check_error(found["test"])
+        self._check_error(found["test"], "its network errs")
         if self.checkpoint == "best":
             step = int(select(self.run.rows())[0]["step"])
             epoch = step / -(-len(self.data.train) // self.config["trainer"]["batch_size"])
@@ -180,14 +183,14 @@ class Opened:
                     f"run's own back, or remove predictions.npz to have its network asked of these"
                 )
 
-    def _check_error(self, test: Predictions) -> None:
-        """Raises a ValueError where the network does not do on these images as it did in its run;
+    def _check_error(self, test: Predictions, who: str) -> None:
+        """Raises a ValueError where the error on these images is not what it was in the run;
         another processor's rounding may change a few."""
         error = 100.0 * float((test.predicted != test.labels).mean())
         name = "test_error" if self.checkpoint == "best" else "final_test_error"
         known = self.run.summary()[name]
         if abs(error - known) > OTHER + 200.0 / len(test):
             raise ValueError(
-                f"its network errs on {error:.2f} % of the test set that is there now, in its run "
-                f"on {known:.2f} %: these are other images, or its code has changed"
+                f"{who} on {error:.2f} % of the test set that is there now, in its run "
+                f"on {known:.2f} %: these are other images, or its predictions or code have changed"
             )

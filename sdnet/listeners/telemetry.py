@@ -45,7 +45,7 @@ class Telemetry(Listener):
             [p for path in paths[gate] for p in model.get_submodule(path).parameters()]
             for gate in self.layout.gates
         ]
-        self.first = [next(p for p in branch if p.ndim > 1) for branch in self.branches]
+        self.first = [next((p for p in b if p.ndim > 1), b[0]) for b in self.branches]
         self._start_interval()
 
     def _start_interval(self) -> None:
@@ -95,7 +95,8 @@ class Telemetry(Listener):
                 }
             )
         if self.directions:
-            found = directions_of(gradients_at(trainer, BATCHES))
+            gradients = gradients_at(trainer, BATCHES)
+            found = directions_of(gradients) if len(gradients) > 1 else {}  # an epoch of one batch
             self.last.append(at | {"block": 0, "name": "network"} | found)
         if trainer.run is not None:
             add_telemetry(trainer.run.telemetry, self.last)
@@ -112,8 +113,10 @@ class Telemetry(Listener):
 
     # -- in a checkpoint --------------------------------------------------------------------------
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any] | None:
         """Of the interval that has begun."""
+        if not self.branches:
+            return None
         names = ("steps", "opened", "taken", "sums", "before")
         return {name: getattr(self, name) for name in names}
 

@@ -134,28 +134,38 @@ def read_predictions(path: Path) -> dict[str, Predictions] | None:
     arrays = _arrays(path)
     if arrays is None:
         return None
-    parts = {}
-    for part in ("validation", "test"):
-        if f"{part}_labels" not in arrays:
-            continue
-        labels = arrays[f"{part}_labels"].astype(np.int64)
-        logits, kept = arrays.get(f"{part}_logits"), None
-        if logits is None:
-            kept = (arrays[f"{part}_top"], arrays[f"{part}_logs"].astype(np.float64))
-        else:
-            logits = logits.astype(np.float32)
-        order, classes = str(arrays[f"{part}_order"]), int(arrays[f"{part}_classes"])
-        parts[part] = Predictions(labels, order, classes, logits, kept)
-    return parts
+    present = [part for part in ("validation", "test") if f"{part}_labels" in arrays]
+    try:
+        return {part: _part(arrays, f"{part}_") for part in present}
+    except (ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{path.name} cannot be read: {error}") from error
+
+
+def _part(arrays: dict[str, np.ndarray], name: str) -> Predictions:
+    labels, classes = arrays[f"{name}labels"].astype(np.int64), int(arrays[f"{name}classes"])
+    logits, kept = arrays.get(f"{name}logits"), None
+    shapes = {"labels": (len(labels),), "logits": (len(labels), classes)}
+    if logits is None:
+        kept = arrays[f"{name}top"], arrays[f"{name}logs"].astype(np.float64)
+        shapes |= {"top": (len(labels), min(TOP, classes)), "logs": (len(labels), 3)}
+    else:
+        logits = logits.astype(np.float32)
+    for key, shape in shapes.items():
+        found = arrays.get(name + key)
+        if found is not None and (found.shape != shape or not np.isfinite(found).all()):
+            raise ValueError(f"{name}{key} are not {shape} finite numbers")
+    if not len(labels) or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"{name}labels are not 0 to {classes - 1}")
+    return Predictions(labels, str(arrays[f"{name}order"]), classes, logits, kept)
 
 
 def step_of(path: Path) -> int | None:
     """The step at which predictions were made; None where there are none, or damaged ones."""
     try:
         arrays = _arrays(path)
-    except Damaged:
+        return None if arrays is None else int(arrays["step"])
+    except (Damaged, ValueError, TypeError):
         return None
-    return None if arrays is None else int(arrays["step"])
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray] | None:
@@ -167,5 +177,5 @@ def _arrays(path: Path) -> dict[str, np.ndarray] | None:
         if not {"epoch", "step", "test_labels", "test_order", "test_classes"} <= found.keys():
             raise ValueError("it lacks arrays")
         return found
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise Damaged(f"{path.name} cannot be read: {error}") from error

@@ -13,12 +13,15 @@ direction_variance alignment   of mini-batches' gradients, where they were asked
 
 import csv
 import io
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdnet.runs.files import write_atomically
+from sdnet.runs.files import Damaged, write_atomically
 
+log = logging.getLogger("sdnet")
 COLUMNS = (
     *("step", "epoch", "block", "name", "stage", "survival", "realised"),
     *("gradient_mean", "gradient_norm", "weight_norm", "update_norm"),
@@ -29,14 +32,23 @@ NUMBERS = ("epoch", "survival", *MEASURES)
 
 
 def read_telemetry(path: Path) -> list[dict[str, Any]]:
-    """The rows as numbers, None where a cell is empty; no rows where there is no such file."""
+    """The rows as numbers, None where a cell is empty; no rows where there is no such file.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    for row in rows:
-        row |= {name: float(row[name]) if row.get(name) else None for name in NUMBERS}
-        row |= {name: int(row[name] or 0) for name in ("step", "block", "stage")}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file))
+        for row in rows:
+            row |= {name: float(row[name]) if row[name] else None for name in NUMBERS}
+            row |= {name: int(row[name] or 0) for name in ("step", "block", "stage")}
+            if row["step"] < 1 or None in row:  # a cell too many
+                raise ValueError(f"of a step {row['step']}")
+    except (ValueError, KeyError, OSError, csv.Error) as error:
+        raise Damaged(f"{path.name} cannot be read: {error}") from error
     return rows
 
 
@@ -45,7 +57,14 @@ def add_telemetry(path: Path, added: Sequence[dict[str, Any]]) -> None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    kept = [row for row in read_telemetry(path) if row["step"] < added[0]["step"]]
+    try:
+        before = read_telemetry(path)
+    except Damaged as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        log.warning("%s: it is now %s, and begins anew", error, aside.name)
+        os.replace(path, aside)
+        before = []
+    kept = [row for row in before if row["step"] < added[0]["step"]]
     for row in (*kept, *added):
         cells = {name: f"{v:.6g}" if isinstance(v, float) else v for name, v in row.items()}
         writer.writerow(cells)

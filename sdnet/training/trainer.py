@@ -314,8 +314,10 @@ class Trainer:
 
     def resume(self) -> None:
         """Goes back to the run folder's last checkpoint, or to the start where there is none."""
+        known = {}
         if self.world.is_main:
             state = self.run.newest() or {}
+            known = state.get("listeners", {})
             if state:
                 self.restore(state)
             self.run.drop_after(self.counters.step, state.get("metrics"))
@@ -324,9 +326,8 @@ class Trainer:
             if not self.world.is_main:
                 self.restore(state)
         if self.world.is_main and self.counters.step:
-            states = state.get("listeners", {})
             for listener in self.listeners:
-                listener.restore(self, states.get(type(listener).__name__))
+                listener.restore(self, known.get(type(listener).__name__))
         # A process that was killed after `last` had no time for the best.
         late = self.is_best() and not self.run.has_best(self.counters.step)
         if self.world.agree(late, 0)[0]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from sdnet.launch import build, opened
 from sdnet.launch.modes import MODES
 from sdnet.launch.opened import Opened
 from sdnet.runs.folder import RunFolder
-from sdnet.runs.predictions import read_predictions
+from sdnet.runs.predictions import Predictions, read_predictions, write_predictions
 
 FULL = {"full_depth.csv", "per_class.csv", "confusion.csv", "reliability.csv", "evaluation.json"}
 FULL |= {"reliability.png", "confusion.png"}
@@ -157,6 +158,26 @@ def test_where_the_data_are_gone_the_stored_predictions_are_used(
     assert f"{run}: its data cannot be read: no data here" in refused(capsys, run, "--lesion")
     RunFolder(run).predictions.unlink()
     assert f"{run}: its data cannot be read: no data here" in refused(capsys, run)
+
+
+def test_nothing_that_a_foreign_configuration_names_is_called(run, tmp_path, capsys):
+    (tmp_path / "a").write_text("")
+    config = (run / "config.yaml").read_text()
+    target = f"_target_: shutil.copyfile\n  src: {tmp_path / 'a'}\n  dst: {tmp_path / 'b'}"
+    changed = re.sub(r"(?<=dataset:\n  )_target_: .*", target, config)
+    assert changed != config
+    (run / "config.yaml").write_text(changed)
+    assert "dataset._target_=shutil.copyfile is not allowed" in refused(capsys, run)
+    assert not (tmp_path / "b").exists()
+
+
+def test_predictions_that_are_not_of_the_run_are_refused(run, capsys):
+    path = RunFolder(run).predictions
+    found = read_predictions(path)
+    test = found["test"]
+    others = Predictions.from_logits(-test.logits, test.labels, test.order)
+    write_predictions(path, found | {"test": others}, 1.0, 1)
+    assert f"{run}: its predictions err on " in refused(capsys, run)
 
 
 def test_what_cannot_be_evaluated_is_named(run, tmp_path, capsys):

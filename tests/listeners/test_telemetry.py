@@ -119,3 +119,17 @@ def test_directions_are_compared_with_each_other_and_with_their_mean(tmp_path):
         parts.append(torch.autograd.grad(loss, list(model.parameters())))
     by_hand = torch.cat([((a + b) / 2).flatten() for a, b in zip(*parts, strict=True)])
     torch.testing.assert_close(found[0], by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_a_damaged_file_is_set_aside_and_costs_no_training(tmp_path, caplog):
+    trainer = make(tmp_path / "run", "trainer.batch_size=2000", directions=True)  # one an epoch
+    trainer.run.telemetry.write_text("step,epoch\nx,y,z\n")
+    trainer.fit()
+    rows = read_telemetry(trainer.run.telemetry)
+    assert [row["step"] for row in rows] == [1] * 4 + [2] * 4
+    assert rows[3]["block"] == 0 and rows[3]["alignment"] is None
+    assert "it is now telemetry.csv.damaged" in caplog.text
+
+
+def test_before_it_has_begun_it_has_no_state():
+    assert Telemetry().state() is None  # other processes get none

@@ -66,3 +66,31 @@ def test_a_damaged_file_is_told_from_none(tmp_path):
         with pytest.raises(Damaged, match="file cannot be read: "):
             read_predictions(tmp_path / "file")
         assert step_of(tmp_path / "file") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"test_logits": np.zeros((4, 3))},
+        {"test_logits": np.full((4, 12), np.nan)},
+        {"test_labels": np.array([3, 0, 12, 7])},
+        {"test_labels": np.zeros((4, 2), np.int64)},
+        {"test_classes": np.zeros(2)},
+        {"test_logits": None},
+    ],
+    ids=str,
+)
+def test_arrays_of_another_run_are_damage(tmp_path, change):
+    parts = {"test": Predictions.from_logits(np.eye(4, 12), LABELS, "ab")}
+    write_predictions(tmp_path / "file.npz", parts, 1.0, 3)
+    arrays = dict(np.load(tmp_path / "file.npz")) | change
+    np.savez(tmp_path / "file.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(Damaged, match="cannot be read: "):
+        read_predictions(tmp_path / "file.npz")
+
+
+def test_a_file_of_another_kind_has_no_step(tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    assert step_of(tmp_path / "one.npy") is None
+    with pytest.raises(Damaged):
+        read_predictions(tmp_path / "one.npy")
