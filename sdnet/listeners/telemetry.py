@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet.models.layout import Layout, branch_modules
+from sdnet.models.norms import statistics_restored
 from sdnet.runs.telemetry import MEASURES, add_telemetry
 from sdnet.training.listener import Listener
 
@@ -160,25 +160,22 @@ def gradients_at(trainer: Any, batches: int) -> list[Tensor]:
     Nothing moves: neither weights nor running statistics, and what is drawn is no step's.
     """
     model, train = trainer.model, trainer.loaders["train"]
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    kept = [(b, b.clone()) for m in norms for b in m.buffers()]
     was_training = model.training
     model.train()
     found = []
     epoch = trainer.counters.step // len(train) + 1
-    for i, (images, labels) in enumerate(islice(train.batches(epoch), batches)):
-        number = trainer.total_steps + trainer.counters.step * batches + i
-        size = len(labels)
-        sizes = trainer.part_sizes(size)[0]
-        gates = trainer.gates.draw(number, sizes)
-        trainer.optimizer.zero_grad(set_to_none=True)
-        for part in trainer.parts(sizes, images, labels, gates):
-            trainer.backward(*part, size)
-        given = [p for p in model.parameters() if p.requires_grad]
-        flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in given]
-        found.append(torch.cat([g.flatten() for g in flat]))
+    with statistics_restored(model):
+        for i, (images, labels) in enumerate(islice(train.batches(epoch), batches)):
+            number = trainer.total_steps + trainer.counters.step * batches + i
+            size = len(labels)
+            sizes = trainer.part_sizes(size)[0]
+            gates = trainer.gates.draw(number, sizes)
+            trainer.optimizer.zero_grad(set_to_none=True)
+            for part in trainer.parts(sizes, images, labels, gates):
+                trainer.backward(*part, size)
+            given = [p for p in model.parameters() if p.requires_grad]
+            flat = [torch.zeros_like(p) if p.grad is None else p.grad for p in given]
+            found.append(torch.cat([g.flatten() for g in flat]))
     trainer.optimizer.zero_grad(set_to_none=True)
     model.train(was_training)
-    for buffer, before in kept:
-        buffer.copy_(before)
     return found

@@ -19,6 +19,7 @@ from torch.optim import SGD, Optimizer
 
 from sdnet.models.blocks import ResidualBlock
 from sdnet.models.gates import gated_modules, granularity_of
+from sdnet.models.norms import statistics_restored
 from sdnet.models.resnet import ResNet
 
 WARM_UP = 3  # times that each part is run before: cuDNN looks for its fastest kernels meanwhile
@@ -207,7 +208,7 @@ class Recorded:
         self._make_parts()
         gates = [block.gate for block in self.model.blocks]
         try:
-            with _statistics_kept(self.model), _autocast():
+            with _not_counted(self.model), statistics_restored(self.model), _autocast():
                 self._warm_up(images)
                 self._record_parts(images)
         finally:
@@ -290,10 +291,9 @@ def _autocast() -> Iterator[None]:
 
 
 @contextmanager
-def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Gives BatchNorm's statistics back. Counts of batches on the CPU are out of its reach."""
+def _not_counted(model: nn.Module) -> Iterator[None]:
+    """Takes away the counts of batches that are on the CPU, out of a recording's reach."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    kept = [(b, b.clone()) for m in norms for b in m.buffers()]
     counted = [(m, m.num_batches_tracked) for m in norms if _counted_on_cpu(m)]
     for m, _ in counted:
         m.num_batches_tracked = None
@@ -302,8 +302,6 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for m, count in counted:
             m.num_batches_tracked = count
-        for buffer, before in kept:
-            buffer.copy_(before)
 
 
 def _counted_on_cpu(norm: _BatchNorm) -> bool:
