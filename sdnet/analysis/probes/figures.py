@@ -109,7 +109,7 @@ def plot_truncation(named: Named, images: int, stem: Path) -> Path:
                 axes.plot(x, y, label=name, **_line(number))
             axes.set_title(f"stage {stage}", fontsize=10)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.set_ylim(bottom=0)
+        grid[0, 0].set_ylim(bottom=0)  # of all panels: it holds the top where it is
         grid[0, 0].set_ylabel("test error (%)")
         grid[0, len(stages) // 2].set_xlabel("blocks out, the last of the stage first")
         return _finish(figure, named, f"Stages cut short at test time; {_test(images)}", stem)

@@ -40,10 +40,18 @@ def figure(monkeypatch, tmp_path):
         box = title.get_window_extent(renderer)
         assert edge.x0 <= box.x0 and box.x1 <= edge.x1 and box.y1 <= edge.y1
         assert all(legend.get_window_extent().x1 <= edge.x1 for legend in kept[-1].legends)
+        for axes in kept[-1].axes:  # no point is outside of its panel
+            low, high = sorted(axes.get_ylim())
+            inside = [line for line in axes.lines if line.get_transform() == axes.transData]
+            assert all((low <= y).all() and (y <= high).all() for y in map(points, inside))
         return kept[-1]
 
     yield draw
     plt.close("all")
+
+
+def points(line):
+    return np.asarray(line.get_ydata(), float)
 
 
 def labels(axes):
