@@ -7,6 +7,7 @@ a second where a new interpreter needs five.
 
 import os
 import runpy
+import signal
 import sys
 import tempfile
 import traceback
@@ -77,6 +78,7 @@ class Forked:
 
 def _run(folder, variables, printed, function, args):
     """What a new interpreter would do before and after, in the forked process."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where these tests ignore it
     for stream, path in zip((1, 2), printed, strict=True):
         file = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(file, stream)

@@ -170,6 +170,8 @@ def _work(call: bytes, answer: Connection) -> None:
     """A process from its beginning to its end."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's ^C is for the sweep, which hands it on
+    # which a sweep in the background of a script ignores, and its runs after it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     processes.end_with_parent(signal.SIGINT)  # saved before
     try:
         function, *arguments = pickle.loads(call)

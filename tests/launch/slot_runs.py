@@ -63,10 +63,12 @@ def sleeping(folder: str) -> None:
         raise
 
 
-def several_asleep(*folders: str) -> None:
-    """The process of a sweep whose runs are asleep."""
+def several_asleep(*folders: str, background: bool = False) -> None:
+    """The process of a sweep whose runs are asleep; `&` in a script has it ignore ^C."""
     from sdnet.launch.local import run_in_slots
 
+    if background:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         run_in_slots([(f, (sleeping, f)) for f in folders], [{}] * len(folders))
     except KeyboardInterrupt as stopped:

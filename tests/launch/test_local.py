@@ -2,6 +2,7 @@
 
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -105,17 +106,26 @@ def test_hydras_jobs_come_back_as_they_ended(swept, tmp_path, said):
 
 
 @pytest.fixture
-def asleep(tmp_path):
+def asleep(tmp_path, request):
     """A sweep with two runs at once, and their folders."""
+    background = getattr(request, "param", False)
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    process = Forked(tmp_path, {}, slot_runs.several_asleep, *map(str, folders))
+    sweep = partial(slot_runs.several_asleep, background=background)
+    process = Forked(tmp_path, {}, sweep, *map(str, folders))
     slot_runs.wait_for(lambda: all((folder / "asleep").exists() for folder in folders))
     return process, folders
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("asleep", "number"),
+    [
+        *((False, number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)),
+        *((True, number) for number in (signal.SIGTERM, signal.SIGKILL)),
+    ],
+    indirect=["asleep"],
+)
 def test_runs_save_before_the_sweep_ends_however_it_is_ended(asleep, number):
     process, folders = asleep
     process.send_signal(number)
