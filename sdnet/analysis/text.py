@@ -124,10 +124,11 @@ def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | 
         "processor, threads, processes or the load by other programs (by more than "
         f"{LOAD:g} cores) differ or are unknown. On a GPU threads do not count, nor does a load "
         "that leaves half of the cores idle.",
-        "Multiply-adds: of the forward passes of a whole training, as expected.",
         "Block evaluations saved: 1 - expected active blocks / blocks; 0 with masks per image, "
         "which save nothing.",
     ]
+    if any(row["train_macs_mean"] is not None for row in rows):  # earlier runs did not note them
+        notes.append("Multiply-adds: of the forward passes of a whole training, as expected.")
     reasons = [
         f"{r['id']} ({r['times_not_comparable']})" for r in rows if r["times_not_comparable"]
     ]

@@ -669,9 +669,12 @@ def test_figures_of_compute_need_that_all_runs_counted_it(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f"linear-{seed}", seed, summary={"training_macs": 4.0e12})
         write_run(tmp_path / f"constant-{seed}", seed, schedule=CONSTANT)
+    _, printed = report(tmp_path / "constant-0", tmp_path / "constant-1")
+    assert "Multiply-adds" not in printed
     result, printed = report(tmp_path)
     assert "compute" not in {path.stem for path in result.figures}
     assert "4e12" in printed and "300 ± 0.71" in printed  # seconds
+    assert "Multiply-adds" in printed
     for seed in (0, 1):
         change(tmp_path / f"constant-{seed}", "summary.json", training_macs=8.0e15)
     result, _ = report(tmp_path)
