@@ -13,6 +13,7 @@ import shutil
 import socket
 import threading
 import time
+import traceback
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -104,7 +105,25 @@ def load_settings() -> Any:
 
     settings = wandb_setup.singleton().settings  # wandb.setup() would start the service
     wandb.termsetup(wandb.Settings(silent=True), words)
+    if threading.excepthook.__module__ != __name__:
+        threading.excepthook = _keep_quiet(threading.excepthook)
     return settings
+
+
+def _keep_quiet(before: Callable) -> Callable:
+    """Has an error that ends a thread of W&B's own printed by nobody.
+
+    They poll the service also of runs that had no end, and after it.
+    """
+
+    def hook(args):
+        frames = traceback.walk_tb(args.exc_traceback)
+        if any(frame.f_globals["__name__"].startswith("wandb.") for frame, _ in frames):
+            log.debug("a thread of W&B's ended", exc_info=args.exc_value)
+        else:
+            before(args)
+
+    return hook
 
 
 def check_variables() -> None:

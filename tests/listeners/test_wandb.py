@@ -343,6 +343,20 @@ def listener(begun, run=None, **changes):
     return WandbListener(**arguments)
 
 
+def test_what_ends_a_thread_of_wandbs_own_is_printed_by_nobody(monkeypatch):
+    heard = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: heard.append(args.exc_type))
+    tracking.load_settings()
+    tracking.load_settings()
+    for name, printed in (("wandb.sdk.made", 0), ("wandbs", 1), ("another", 2)):
+        inside = {"__name__": name}
+        exec("def ends(): raise BrokenPipeError", inside)
+        thread = threading.Thread(target=inside["ends"])
+        thread.start()
+        thread.join()
+        assert heard == [BrokenPipeError] * printed
+
+
 def test_a_run_is_named_and_its_numbers_have_their_axes(begun):
     made = listener(begun, resumed=True)
     listener(begun, config=config(name="theirs"))
