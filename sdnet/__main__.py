@@ -12,12 +12,17 @@ from sdnet import processes
 
 
 @contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    """Ends the command where an import fails that another way of installing sdnet would mend."""
+def _needs(extra: str, so: str = "") -> Iterator[None]:
+    """Ends the command where an import fails that another way of installing sdnet would mend.
+
+    Args:
+        so: what follows from it, which the message begins with.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {error.name} is not installed: pip install '.[{extra}]' in sdnet's clone")
+        missing = f"{so}{error.name} is not installed"
+        sys.exit(f"error: {missing}: pip install '.[{extra}]' in sdnet's clone")
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -46,7 +51,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _wandb(arguments: argparse.Namespace) -> int:
-    with _needs("workspaces"):
+    with _needs("workspaces", "nothing is sent to W&B: "):
         import wandb_workspaces  # noqa: F401
 
         from sdnet.analysis.report import write_report

@@ -8,8 +8,11 @@ Rows = Sequence[dict[str, str]]
 KEPT = ("id", "test error (%)", "validation error (%)", "difference (points)")  # whatever they say
 
 
-def chosen(printed: Rows, names: Sequence[str]) -> list[dict[str, str]]:
-    """The rows with the columns of these names alone, after the id; units may be left out.
+def chosen(printed: Rows, names: Sequence[str]) -> tuple[list[dict[str, str]], dict[str, str]]:
+    """The rows with the columns of these names, after the id; units may be left out.
+
+    Over how many runs a mean is has to be said: where no column says it, n is one too, or is
+    returned beside the rows if it is the same in all.
 
     Raises:
         ReportError: no column has this name.
@@ -21,7 +24,11 @@ def chosen(printed: Rows, names: Sequence[str]) -> list[dict[str, str]]:
             known = ", ".join(dict.fromkeys(map(short, printed[0])))
             raise ReportError(f"--columns: there is no column {name}; there are {known}")
     kept = dict.fromkeys(["id", *(columns[name] for name in names)])
-    return [{column: row[column] for column in kept} for row in printed]
+    several = {row["n"] for row in printed}
+    told = not kept.keys().isdisjoint(("n", "seeds"))
+    same = {"n": several.pop()} if len(several) == 1 and not told else {}
+    kept |= {} if same or told else {"n": None}
+    return [{column: row[column] for column in kept} for row in printed], same
 
 
 def short(column: str) -> str:

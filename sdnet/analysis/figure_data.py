@@ -109,7 +109,8 @@ def title_of(groups: Sequence[Group]) -> str:
     shared = [found.pop() for found in (model, data) if len(found) == 1]
     parts = [" on ".join(filter(None, shared))]
     if len(epochs) == 1:
-        parts.append(f"{epochs.pop()} epochs")
+        (number,) = epochs
+        parts.append(f"{number} epoch{'' if number == 1 else 's'}")
     elif len(budgets) == 1 and budgets != {None}:
         parts.append(f"as much as {budgets.pop():g} epochs of constant depth")
     return ", ".join(filter(None, parts))

@@ -45,7 +45,8 @@ def plot_reliability(parts: Mapping[str, Predictions], title: str, stem: Path) -
             below.set(xlabel="confidence (%)", yscale="log", ylim=(0.7, 1.5 * len(found)))
         grid[0, 0].set_ylabel("accuracy (%)")
         grid[1, 0].set_ylabel("images")
-        grid[0, 0].legend(loc="upper left", frameon=True)
+        entries = grid[0, 0].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center", ncols=2)
         figure.suptitle(title, fontsize=10, parse_math=False)
         return save(figure, stem)
 

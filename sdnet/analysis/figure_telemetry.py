@@ -69,7 +69,7 @@ def plot_run(path: Path, title: str, out: Path) -> bool:
             label = f"{i + 1} ({found.blocks[i]})"
             marker = "o" if len(found.epochs) == 1 else None
             left.plot(found.epochs, found.values[:, i], color=color, marker=marker, label=label)
-        left.legend(title="branch", fontsize="small")
+        figure.legend(title="branch", fontsize="small", loc="outside lower center", ncols=3)
         right.plot(range(1, count + 1), found.at_the_end, "o-", markersize=3, linewidth=1)
         _label(left, right)
         figure.suptitle(title, fontsize=10, parse_math=False)
@@ -102,18 +102,19 @@ def plot_rows(groups: Sequence[Group], title: str, style: Style, stem: Path) -> 
             ends = np.stack([f.at_the_end for f in found])
             blocks = np.arange(1, ends.shape[1] + 1)
             for axes, x, y in ((both[0], found[0].epochs, first), (both[1], blocks, ends)):
-                (handle,) = axes.plot(x, y.mean(0), **look)
+                marker = "o" if len(x) == 1 else None
+                (handle,) = axes.plot(x, y.mean(0), marker=marker, **look)
                 if len(y) > 1:
                     band = (x, y.min(0), y.max(0))
                     axes.fill_between(*band, color=look["color"], alpha=0.15, linewidth=0)
             entries[f"{curve.label} (n = {len(found)})"] = handle
-        _label(*both)
+        _label(*both, ", block 1")
         legend(figure, entries, title, any(len(found) > 1 for _, found in known))
         return save(figure, stem)
 
 
-def _label(left: Axes, right: Axes) -> None:
-    left.set(xlabel="epoch", ylabel=LABEL + ", block 1" * (left.get_legend() is None))
+def _label(left: Axes, right: Axes, which: str = "") -> None:
+    left.set(xlabel="epoch", ylabel=LABEL + which)
     right.set(xlabel="branch, by depth", ylabel=f"{LABEL},\nlast quarter of training")
     for axes in (left, right):
         axes.set_yscale("log")

@@ -24,6 +24,7 @@ from sdnet.analysis.figure_style import (
 
 TIME = ("training time ({})", ((3600, "hours"), (60, "minutes"), (1, "seconds")))
 MACS = (*((10.0**n, f"$10^{{{n}}}$") for n in (18, 15, 12, 9, 6)), (1.0, "1"))
+NUMBERS = "numbers are p_L"
 COMPUTE = ("multiply-adds of training ({}, forward passes)", MACS)
 
 
@@ -85,7 +86,8 @@ def _plot(
         if from_zero:
             axes.set_xlim(0, 1.15 * most / unit)
         scale(axes, [point.error.mean for point in points])
-        legend(figure, entries, title, any(point.error.n > 1 for point in points))
+        named = ", ".join(filter(None, [title, NUMBERS if p_L else ""]))
+        legend(figure, entries, named, any(point.error.n > 1 for point in points))
         _label(axes, points, unit)
         return save(figure, stem)
 

@@ -48,6 +48,7 @@ from sdnet.analysis.groups import Group
 
 NAMES = ("p_L", "heatmap", "curves", "time", "compute", "gradients")
 MANY = 8  # more curves than that are drawn without bands
+LEAST_ROWS = 5  # of a heat map, which the text beside it is as long as
 CROWDED = 4  # more lines than that, of several settings, are drawn in a panel for each
 
 
@@ -157,7 +158,7 @@ def plot_heatmap(grids: Sequence[Grid], paper: bool, title: str, style: Style, s
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     width = max(0.55 * max(len(grid.depths) for grid in panels) + 0.5, 2.4)
-    height = 0.32 * max(len(grid.p_L) for grid in panels) + 0.6
+    height = 0.32 * max(*(len(grid.p_L) for grid in panels), LEAST_ROWS) + 0.6
     with plt.rc_context(style.rc | {"axes.grid": False}):
         figure, axes_grid = plt.subplots(
             *(rows, columns),
@@ -175,7 +176,7 @@ def plot_heatmap(grids: Sequence[Grid], paper: bool, title: str, style: Style, s
         figure.supylabel("survival probability $p_L$", fontsize="medium")
         figure.supxlabel("network depth (layers)", fontsize="medium")
         head = ", ".join(filter(None, [title, "test error (%), mean over seeds"]))
-        figure.suptitle(head, fontsize="medium", parse_math=False)
+        figure.suptitle(head, fontsize="medium", parse_math=False, wrap=True)
         return save(figure, stem)
 
 

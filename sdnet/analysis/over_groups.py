@@ -9,7 +9,7 @@ import pandas as pd
 from sdnet.analysis.groups import Group, mean_std
 
 Rows = Sequence[Mapping[str, Any]]
-SAID_BY_ITSELF = ("schedule", "model", "dataset")  # settings whose value needs no name
+SAID_BY_ITSELF = ("model", "dataset")  # settings whose value needs no name
 TWO_DIGITS = ("error", "ece", "auarc")  # in the names of columns that are percent
 
 
@@ -25,12 +25,15 @@ def head(group: Group) -> dict[str, Any]:
 
 def label(group: Group) -> str:
     """What a figure calls a group."""
-    shown = {key: value for key, value in group.shown.items() if value is not None}
-    words = [
+    words = ["constant depth" if group.is_baseline else group.schedule.replace("_", " ")]
+    words += [
         str(value) if key in SAID_BY_ITSELF else f"{key.rpartition('.')[2]} {value}"
-        for key, value in shown.items()
+        for key, value in group.shown.items()
+        if value is not None
+        and key != "schedule"
+        and not (group.is_baseline and key.startswith("schedule."))
     ]
-    return f"{', '.join(words) or group.schedule} (n = {len(group.runs)})"
+    return f"{', '.join(words)} (n = {len(group.runs)})"
 
 
 def over_groups(groups: Sequence[Group], tables: Mapping[Path, Rows]) -> list[dict[str, Any]]:

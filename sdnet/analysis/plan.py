@@ -68,4 +68,4 @@ def _budget(settings: dict[str, Any], cost: Cost, images: int) -> dict[str, str]
         return {}
     macs = cost.training_macs(settings["epochs"], images, settings["batch_size"])
     off = macs / (settings["budget"] * images * cost.macs) - 1
-    return {"budget": f"{settings['budget']:g} epochs of constant depth, {off:+.2%}"}
+    return {"budget": f"{settings['budget']:g} epochs of constant depth, missed by {off:+.2%}"}

@@ -105,13 +105,11 @@ def write_report(
     no_time_figure = times_differ(runs)
     if no_time_figure:
         no_time_figure = f"not all times are comparable ({no_time_figure})"
-    printed, same = text.readable(rows, list(groups[0].shown)), {}
-    if columns is None:
-        printed, same = apart(printed)
-    else:
-        printed = chosen(printed, columns)
-    above = [f"{key}: {value}" for key, value in same.items() if value != text.NONE]
-    notes = text.notes(rows, words, no_time_figure)
+    printed = text.readable(rows, list(groups[0].shown))
+    printed, same = apart(printed) if columns is None else chosen(printed, columns)
+    same = {key: value for key, value in same.items() if value != text.NONE}
+    above = [f"{key}: {value}" for key, value in same.items()]
+    notes = text.notes(rows, words, no_time_figure, {*printed[0], *same})
     if paper:
         notes.append(text.PAPER)
     title = f"{text.count(runs, 'run')} in {text.count(rows, 'row')}; difference: to {words}"

@@ -2,9 +2,10 @@
 
 import html
 import io
+import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,14 @@ def _saving(row: dict[str, Any]) -> str:
 
 
 def _macs(count: float | None) -> str:
-    return NONE if count is None else f"{count:.4g}".replace("e+", "e")
+    return NONE if count is None else f"{count:.3e}".replace("e+", "e")
 
 
 def _seconds(mean: float, std: float | None) -> str:
-    return f"{mean:.3g}" if pd.isna(std) else f"{mean:.3g} ± {std:.2g}"
+    """Three digits that count, and the deviation to the same place."""
+    digits = max(0, 2 - math.floor(math.log10(mean))) if 0 < mean < math.inf else 0
+    text = f"{mean:.{digits}f}"
+    return text if pd.isna(std) else f"{text} ± {std:.{digits}f}"
 
 
 def _rules(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -85,7 +89,7 @@ def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[di
             "measured": f"{row['mean_active_blocks']:.2f} of {row['blocks']:g}",
             "multiply-adds": _macs(row["train_macs_mean"]),
             "training (s)": _seconds(row["train_seconds_mean"], row["train_seconds_std"]),
-            "s/epoch": f"{row['seconds_per_epoch']:.3g}",
+            "s/epoch": _seconds(row["seconds_per_epoch"], None),
             "time saved": _saving(row),
             "block evaluations saved": f"{100 * row['expected_saving']:.1f} %",
             **({"selection": row["selection"]} if several_rules else {}),
@@ -101,8 +105,13 @@ PAPER = (
 )
 
 
-def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | None) -> list[str]:
-    """How the numbers came about; a warning comes first."""
+def notes(
+    rows: Sequence[dict[str, Any]],
+    reference: str,
+    no_time_figure: str | None,
+    columns: Collection[str],
+) -> list[str]:
+    """How the numbers of these columns came about; a warning comes first."""
     rules = _rules(rows)
     notes = []
     if len(rules) > 1:
@@ -114,25 +123,28 @@ def notes(rows: Sequence[dict[str, Any]], reference: str, no_time_figure: str | 
         notes.append(f"Test error of a run: that at its {rules[0]}; never minimised.")
     if not any(row["reference"] for row in rows):
         reference += " (there is none)"
-    notes += [
-        "n runs (seeds): mean ± sample standard deviation over seeds (n - 1 in the denominator).",
-        f"Difference: to {reference}, in percentage points, the mean over runs paired by seed with "
-        "the 95 % interval of Student's t; n is given where it is not that of the row.",
-        "Time saved: how much shorter an epoch of training is, without evaluations: the mean over "
-        "the same pairs and its 95 % interval. Not comparable: a training shorter than "
-        f"{SHORT} seconds; more is saved than gates skip, by {100 * MARGIN:g} points; or device, "
-        "processor, threads, processes or the load by other programs (by more than "
+    notes.append(
+        "n runs (seeds): mean ± sample standard deviation over seeds (n - 1 in the denominator)."
+    )
+    about = {
+        "difference (points)": f"Difference: to {reference}, in percentage points, the mean over "
+        "runs paired by seed with the 95 % interval of Student's t; n is given where it is not "
+        "that of the row.",
+        "time saved": "Time saved: how much shorter an epoch of training is, without evaluations: "
+        "the mean over the same pairs and its 95 % interval. Not comparable: a training shorter "
+        f"than {SHORT} seconds; more is saved than gates skip, by {100 * MARGIN:g} points; or "
+        "device, processor, threads, processes or the load by other programs (by more than "
         f"{LOAD:g} cores) differ or are unknown. On a GPU threads do not count, nor does a load "
         "that leaves half of the cores idle.",
-        "Block evaluations saved: 1 - expected active blocks / blocks; 0 with masks per image, "
-        "which save nothing.",
-    ]
-    if any(row["train_macs_mean"] is not None for row in rows):  # earlier runs did not note them
-        notes.append("Multiply-adds: of the forward passes of a whole training, as expected.")
+        "multiply-adds": "Multiply-adds: of the forward passes of a whole training, as expected.",
+        "block evaluations saved": "Block evaluations saved: 1 - expected active blocks / blocks; "
+        "0 with masks per image, which save nothing.",
+    }
+    notes += [said for column, said in about.items() if column in columns]
     reasons = [
         f"{r['id']} ({r['times_not_comparable']})" for r in rows if r["times_not_comparable"]
     ]
-    if reasons:
+    if reasons and "time saved" in columns:
         notes.append(f"Times not comparable with those of the reference: {', '.join(reasons)}.")
     if no_time_figure:
         notes.append(f"No figure of error against time: {no_time_figure}.")

@@ -139,7 +139,10 @@ def explain(error: Exception) -> str:
         )
     text = text.partition("\nConfig search path")[0].partition("\nSee https://hydra.cc")[0]
     if isinstance(error, OverrideParseException):
-        text = f"{error.override} cannot be read: {text.splitlines()[-1]}"
+        *before, why = text.splitlines()
+        if why.strip() == "^":  # it points into the line above
+            why = f"token recognition error at: '{before[-1][why.index('^') :]}'"
+        text = f"{error.override} cannot be read: {why}"
     if isinstance(error, OmegaConfBaseException):  # its further lines are about OmegaConf's types
         text = text.partition("\n")[0]
         text = f"{error.full_key}: {text}" if error.full_key else text

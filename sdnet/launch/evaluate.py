@@ -45,7 +45,7 @@ class Evaluated:
     run: Run
     out: Path
     test: Predictions
-    images: int  # of the test part that modes used
+    of: str  # of which images and checkpoint what the modes gave is
     tables: Tables = field(default_factory=dict)
 
 
@@ -108,7 +108,8 @@ def _evaluated(
     parts, names = opened.predictions, _class_names(opened)
     out.mkdir(parents=True, exist_ok=True)
     images = len(opened.subject.parts["test"]) if modes else len(parts["test"])
-    found = Evaluated(run, out, parts["test"], images)
+    of = f"{images:,} test images, {opened.checkpoint} checkpoint"
+    found = Evaluated(run, out, parts["test"], of)
     found.tables = _at_full_depth(parts, names)
     title = f"{opened.name}, {opened.checkpoint} checkpoint"
     figures.plot_reliability(parts, title, out / "reliability")
@@ -116,7 +117,7 @@ def _evaluated(
     _write(found.tables, out)
     for name, number in modes.items():
         tables = MODES[name].compute(opened.subject, number, seed)
-        MODES[name].draw({opened.name: tables}, images, out)
+        MODES[name].draw({opened.name: tables}, of, out)
         _write(tables, out)
         found.tables |= tables
     facts = {
@@ -166,7 +167,8 @@ def _tell(console: Console, found: Evaluated, several: bool) -> None:
         return
     for name, rows in found.tables.items():
         if name not in LONG:
-            text.print_table(console, f"{folder}, {name.replace('_', ' ')}", printed(rows))
+            said = name.replace("_", " ") + f": {found.of}" * (name != "full_depth")
+            text.print_table(console, f"{folder}, {said}", printed(rows))
     _tell_files(console, found.out)
 
 
@@ -225,4 +227,6 @@ def _draw_groups(
             of_runs = [by_folder[run.folder].tables for run in group.runs]
             made = {table: means([tables[table] for tables in of_runs]) for table in of_runs[0]}
             named[label(group)] = made
-        MODES[name].draw(named, next(iter(by_folder.values())).images, out)
+        of = next(iter(by_folder.values())).of
+        several = any(len(group.runs) > 1 for group in groups)
+        MODES[name].draw(named, f"{'means over n seeds, ' * several}{of}", out)

@@ -26,6 +26,11 @@ def figure(monkeypatch, tmp_path):
         assert function(*arguments, *look, tmp_path / "stem") == tmp_path / "stem"
         kept[-1].draw_without_rendering()
         assert kept[-1].get_layout_engine().colorbar_gridspec is False  # constrained
+        edge = kept[-1].bbox.padded(1)
+        for text in kept[-1].texts:  # what stands around the panels is not cut off
+            box = text.get_window_extent()
+            assert edge.containsx(box.x0) and edge.containsx(box.x1), text
+            assert edge.containsy(box.y0) and edge.containsy(box.y1), text
         return kept[-1]
 
     yield draw
@@ -316,7 +321,7 @@ def test_errors_against_time_in_the_unit_that_fits(figure, longest, unit, name):
     path, _ = (line for line in axes.lines if line.get_linewidth() == 0.6)
     assert np.allclose(path.get_data(), ([at, 1.5 * at, 2 * at], [5, 6, 7]))  # to constant depth
     texts = ["linear decay (n = 1 to 3)", "constant depth (n = 1)"]
-    assert legend(drawn) == (texts, f"net on data\n{RANGE}")
+    assert legend(drawn) == (texts, f"net on data, numbers are p_L\n{RANGE}")
     notes = [note for note in axes.texts if note.get_visible()]
     assert [note.get_text() for note in notes] == ["0.5", "0.8"]
     assert [note.xy for note in notes] == [(at, 5.0), (1.5 * at, 6.0)]

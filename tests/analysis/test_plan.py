@@ -282,7 +282,7 @@ def test_the_plan_says_how_near_a_budget_is_met():
     off = epochs * cost.expected_share / 2 - 1
     assert epochs != int(epochs)
     assert training == f"training          {epochs:.6g} epochs of 10 steps"
-    assert budget == f"budget            2 epochs of constant depth, {off:+.2%}"
+    assert budget == f"budget            2 epochs of constant depth, missed by {off:+.2%}"
 
 
 def test_a_projection_is_shown_with_its_block_and_rules_part_the_stages():

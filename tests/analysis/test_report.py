@@ -17,10 +17,15 @@ from PIL import Image
 from rich.console import Console
 
 from sdnet.__main__ import main
-from sdnet.analysis.collect import Run
+from sdnet.analysis import figure_telemetry
+from sdnet.analysis.collect import Run, collect_runs
+from sdnet.analysis.figure_style import STYLES
+from sdnet.analysis.groups import group_runs
+from sdnet.analysis.over_groups import label
 from sdnet.analysis.report import ReportError, write_report
 from sdnet.analysis.statistics import times_differ
 from sdnet.runs.shown import visible
+from sdnet.runs.telemetry import add_telemetry
 from tests import commands
 from tests.commands import Forked
 
@@ -667,19 +672,44 @@ def test_figures_are_drawn_where_they_apply_and_stale_ones_removed(grid):
 
 def test_figures_of_compute_need_that_all_runs_counted_it(tmp_path):
     for seed in (0, 1):
-        write_run(tmp_path / f"linear-{seed}", seed, summary={"training_macs": 4.0e12})
+        write_run(tmp_path / f"linear-{seed}", seed)
         write_run(tmp_path / f"constant-{seed}", seed, schedule=CONSTANT)
-    _, printed = report(tmp_path / "constant-0", tmp_path / "constant-1")
-    assert "Multiply-adds" not in printed
+    assert "Multiply-adds" not in report(tmp_path)[1]
+    for seed in (0, 1):
+        change(tmp_path / f"linear-{seed}", "summary.json", training_macs=4.0e12)
     result, printed = report(tmp_path)
     assert "compute" not in {path.stem for path in result.figures}
-    assert "4e12" in printed and "300 ± 0.71" in printed  # seconds
+    assert "4.000e12" in printed and "300 ± 1\n" in printed  # seconds
     assert "Multiply-adds" in printed
     for seed in (0, 1):
         change(tmp_path / f"constant-{seed}", "summary.json", training_macs=8.0e15)
     result, _ = report(tmp_path)
     assert result.figures[-1].stem == "compute"
     assert sorted(result.table["train_macs_mean"]) == [4e12, 8e15]
+
+
+def test_figures_of_gradients_have_points_where_there_is_one_evaluation(tmp_path, monkeypatch):
+    for seed in (0, 1):
+        run = write_run(tmp_path / f"r{seed}", seed)
+        row = {"step": 11, "epoch": 1, "block": 1, "name": "a", "stage": 1, "gradient_mean": 0.1}
+        add_telemetry(run / "telemetry.csv", [row])
+    kept = []
+    monkeypatch.setattr(figure_telemetry, "save", lambda figure, stem: kept.append(figure) or stem)
+    assert figure_telemetry.plot_rows(
+        group_runs(collect_runs([tmp_path])[0]), "", STYLES["screen"], tmp_path / "gradients"
+    )
+    for axes in kept[0].axes:
+        (line,) = axes.lines
+        assert len(line.get_xdata()) == 1 and line.get_marker() == "o"
+
+
+def test_a_figure_of_an_evaluation_calls_a_row_as_the_report_does(sweep):
+    names = {label(group) for group in group_runs(collect_runs([sweep])[0])}
+    assert names == {
+        "constant depth (n = 3)",
+        "linear decay, p_L 0.5 (n = 3)",
+        "uniform, p_L 0.5 (n = 2)",
+    }
 
 
 def test_figures_show_the_numbers_of_the_table(grid):
@@ -898,6 +928,9 @@ def test_columns_can_be_chosen_by_name(sweep, capsys):
     row = row_with(result, schedule="uniform")
     assert cells[row["id"]][:2] == ["1 5", "5.00 ± 1.41"]
     assert "n: " not in printed.partition("┏")[0]
+    assert "Multiply-adds:" not in printed and "Difference:" in printed  # notes of what is shown
+    _, printed = report(sweep, columns=["test error"])  # n differs between these rows
+    assert "┃ n ┃" in printed
     assert main(["report", str(sweep), "--columns", "seeds,error"]) == 1
     told = capsys.readouterr().err
     assert told.startswith("error: --columns: there is no column error; there are id, test error, ")

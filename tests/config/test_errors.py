@@ -39,6 +39,7 @@ from tests.config.composed import composed
         ("schedule.p_L=${nope:1}", "schedule.p_L: Unsupported interpolation type nope"),
         ("seed=${a.b}", "a.b must be given, in its group's file or as a.b=... (${a.b} in seed)"),
         ("schedule.p_L=[", "schedule.p_L=[ cannot be read: no viable alternative at input '['"),
+        ("name=a<b", "name=a<b cannot be read: token recognition error at: '<b'"),
         ("seed", "seed cannot be read: missing EQUAL at '<EOF>'"),
         (
             "seed=0,1",

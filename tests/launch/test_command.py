@@ -133,13 +133,18 @@ def test_the_report_command_asks_for_what_was_typed(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "typed, missing, extra", [("train", "hydra", "train"), ("report", "pandas", "report")]
+    "typed, missing, extra, so",
+    [
+        ("train", "hydra", "train", ""),
+        ("report", "pandas", "report", ""),
+        ("wandb", "wandb_workspaces", "workspaces", "nothing is sent to W&B: "),
+    ],
 )
-def test_what_is_not_installed_is_named(tmp_path, typed, missing, extra):
+def test_what_is_not_installed_is_named(tmp_path, typed, missing, extra, so):
     process = Forked(tmp_path, {}, without, missing, "sdnet", typed, ".")
     _, err = process.communicate(timeout=60)
-    expected = f"error: {missing} is not installed: pip install '.[{extra}]' in sdnet's clone\n"
-    assert (process.returncode, err) == (1, expected)
+    expected = f"{so}{missing} is not installed: pip install '.[{extra}]' in sdnet's clone"
+    assert (process.returncode, err) == (1, f"error: {expected}\n")
 
 
 def test_a_sweep_without_what_reports_need_ends_well(tmp_path):

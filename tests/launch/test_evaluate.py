@@ -207,9 +207,10 @@ ALL += ["--lesion-pairs", "2", "--monte-carlo", "2"]
 TABLES = {"lesion", "lesion_sets", "truncation", "pareto", "monte_carlo", "corruptions"}
 
 
-def test_each_mode_leaves_its_table_and_its_figure(run, undrawn, caplog):
+def test_each_mode_leaves_its_table_and_its_figure(run, undrawn, caplog, capsys):
     assert len(ALL) - 3 == len(MODES)
     evaluated(run, *ALL, "--seed", "1", "--images", "5")
+    assert "lesion: 5 test images, best checkpoint" in capsys.readouterr().out
     out = run / "evaluation"
     names = {f"{name}.{kind}" for name in TABLES for kind in ("csv", "png")}
     assert {file.name for file in out.iterdir()} == FULL | names | {"recalibration.csv"}

@@ -1,4 +1,7 @@
-"""The figures of the probes. Each takes what several runs gave, by their names, or that of one."""
+"""The figures of the probes. Each takes what several runs gave, by their names, or that of one.
+
+`of` says what the numbers are of: so many images, which checkpoint.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -27,7 +30,7 @@ MEASURES = {  # of averages: the column, its title
 }
 
 
-def plot_lesions(named: Named, images: int, stem: Path) -> Path:
+def plot_lesions(named: Named, of: str, stem: Path) -> Path:
     """What each branch out costs, above its p_l; the runs' bars stand side by side."""
     gates = len(next(iter(named.values())))
     with plt.rc_context(RC):
@@ -66,10 +69,10 @@ def plot_lesions(named: Named, images: int, stem: Path) -> Path:
         top.set_ylabel("test error without it,\nabove full depth (points)")
         bottom.set(xlabel="residual branch, from the input", ylabel="survival $p_l$", ylim=(0, 1.1))
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return _finish(figure, named, f"One branch out at test time; {_test(images)}", stem)
+        return _finish(figure, named, f"One branch out at test time\n{of}", stem)
 
 
-def plot_sets(named: Named, orders: Named, images: int, stem: Path) -> Path:
+def plot_sets(named: Named, orders: Named, of: str, stem: Path) -> Path:
     """Test error against the number of branches out and, where there are orders, against theirs."""
     panels = 2 if orders else 1
     with plt.rc_context(RC):
@@ -91,10 +94,10 @@ def plot_sets(named: Named, orders: Named, images: int, stem: Path) -> Path:
             grid[0, 1].invert_xaxis()
         title = f"Branches out at test time: means and ranges of up to {most} sets"
         swapped = "; right: blocks swapped" if orders else ""
-        return _finish(figure, named, f"{title}{swapped}\n{_test(images)}", stem)
+        return _finish(figure, named, f"{title}{swapped}\n{of}", stem)
 
 
-def plot_truncation(named: Named, images: int, stem: Path) -> Path:
+def plot_truncation(named: Named, of: str, stem: Path) -> Path:
     """Test error without the last k blocks of a stage: a panel for each stage."""
     stages = list(dict.fromkeys(row["stage"] for rows in named.values() for row in rows))
     with plt.rc_context(RC):
@@ -112,10 +115,10 @@ def plot_truncation(named: Named, images: int, stem: Path) -> Path:
         grid[0, 0].set_ylim(bottom=0)  # of all panels: it holds the top where it is
         grid[0, 0].set_ylabel("test error (%)")
         grid[0, len(stages) // 2].set_xlabel("blocks out, the last of the stage first")
-        return _finish(figure, named, f"Stages cut short at test time; {_test(images)}", stem)
+        return _finish(figure, named, f"Stages cut short at test time\n{of}", stem)
 
 
-def plot_pareto(named: Named, images: int, stem: Path) -> Path:
+def plot_pareto(named: Named, of: str, stem: Path) -> Path:
     """Test error against the multiply-adds that are left; numbers are the branches that went."""
     with plt.rc_context(RC):
         figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
@@ -137,11 +140,13 @@ def plot_pareto(named: Named, images: int, stem: Path) -> Path:
         axes.set(xlabel="multiply-adds of an image (millions)", ylabel="test error (%)")
         axes.set_ylim(bottom=-0.06 * axes.get_ylim()[1])  # room for numbers below
         axes.invert_xaxis()
-        title = "Branches out one by one, chosen on validation images; numbers say which"
-        return _finish(figure, named, f"{title}\n{_test(images)}", stem)
+        gone = {row["gate"] for rows in named.values() for row in rows[1:]}
+        which = "which, where the seeds agree" if gone & {None, ""} else "which"
+        title = f"Branches out one by one, chosen on validation images\nnumbers say {which}"
+        return _finish(figure, named, f"{title}\n{of}", stem)
 
 
-def plot_averages(rows: Rows, name: str, images: int, stem: Path) -> Path:
+def plot_averages(rows: Rows, name: str, of: str, stem: Path) -> Path:
     """The measures of full depth and of averages, a panel for each measure."""
     names = [_with_members(row) for row in rows]
     with plt.rc_context(RC):
@@ -165,11 +170,11 @@ def plot_averages(rows: Rows, name: str, images: int, stem: Path) -> Path:
             axes.set_ylim(len(rows) - 0.5, -0.7)
             axes.margins(x=0.2)
             axes.xaxis.set_major_locator(MaxNLocator(4))
-        title = f"Full depth, and averages of several networks; {_test(images)}"
+        title = f"Full depth, and averages of several networks\n{of}"
         return _finish(figure, {name: rows}, title, stem)
 
 
-def plot_corruptions(named: Named, images: int, stem: Path) -> Path:
+def plot_corruptions(named: Named, of: str, stem: Path) -> Path:
     """Error and calibration error against the strength, a column for each kind of corruption."""
     kinds = list(dict.fromkeys(row["kind"] for rows in named.values() for row in rows))[1:]
     with plt.rc_context(RC):
@@ -194,7 +199,7 @@ def plot_corruptions(named: Named, images: int, stem: Path) -> Path:
         grid[0, 0].set_ylabel("test error (%)")
         grid[1, 0].set_ylabel("calibration error (%)")
         grid[1, len(kinds) // 2].set_xlabel("strength; 0: the images as they are")
-        return _finish(figure, named, f"Corrupted images; {_test(images)}", stem)
+        return _finish(figure, named, f"Corrupted images\n{of}", stem)
 
 
 def _band(axes: Axes, rows: Rows, number: int, name: str) -> None:
@@ -207,7 +212,8 @@ def _band(axes: Axes, rows: Rows, number: int, name: str) -> None:
 
 
 def _with_members(row: Mapping[str, Any]) -> str:
-    return f"{row['name']} (n = {row['members']})" if row["members"] > 1 else str(row["name"])
+    several = row["members"] > 1  # not `n = 4`, which is of seeds
+    return f"{row['name']}, {row['members']} networks" if several else str(row["name"])
 
 
 def _line(number: int) -> dict[str, Any]:
@@ -217,10 +223,6 @@ def _line(number: int) -> dict[str, Any]:
         "linestyle": DASHES[number % len(DASHES)],
         "markersize": 4,
     }
-
-
-def _test(images: int) -> str:
-    return f"{images:,} test images"
 
 
 def _finish(figure: Figure, named: Named, title: str, stem: Path) -> Path:

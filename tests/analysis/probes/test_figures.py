@@ -25,6 +25,9 @@ KINDS += [
 ]
 
 
+OF = "means over n seeds, 1,234 test images, best checkpoint"
+
+
 @pytest.fixture
 def figure(monkeypatch, tmp_path):
     """Calls a function that draws, and gives the figure that it would save."""
@@ -32,11 +35,11 @@ def figure(monkeypatch, tmp_path):
     monkeypatch.setattr(figures, "save", lambda figure, stem: kept.append(figure) or stem)
 
     def draw(function, *arguments):
-        assert function(*arguments, 1234, tmp_path / "stem") == tmp_path / "stem"
+        assert function(*arguments, OF, tmp_path / "stem") == tmp_path / "stem"
         renderer = kept[-1].canvas.get_renderer()
         kept[-1].draw_without_rendering()
         title, edge = kept[-1]._suptitle, kept[-1].bbox
-        assert "1,234 test images" in title.get_text()
+        assert OF in title.get_text()
         box = title.get_window_extent(renderer)
         assert edge.x0 <= box.x0 and box.x1 <= edge.x1 and box.y1 <= edge.y1
         assert all(legend.get_window_extent().x1 <= edge.x1 for legend in kept[-1].legends)
@@ -114,13 +117,17 @@ def test_a_front_names_the_branches_that_go(figure):
     assert lines(axes)[0] == [[9, 5], [5, 8], [7, 6], [6, 7]]
     assert [text.get_text() for text in axes.texts] == ["3", "1", "2"] * 2
     assert axes.xaxis_inverted() and "millions" in axes.get_xlabel() and axes.get_ylabel()
+    assert "say which\n" in axes.figure._suptitle.get_text()
+    unsure = [*FRONT[:2], FRONT[2] | {"gate": ""}, *FRONT[3:]]  # a group's, see `means`
+    drawn = figure(figures.plot_pareto, {"a": unsure, "b": FRONT})
+    assert "where the seeds agree" in drawn._suptitle.get_text()
 
 
 def test_a_panel_for_each_measure_of_averages(figure):
     drawn = figure(figures.plot_averages, MEANS, "net")
     assert [axes.get_title() for axes in drawn.axes] == list(figures.MEASURES.values())
     first = drawn.axes[0]
-    assert [t.get_text() for t in first.get_yticklabels()] == ["full depth", "ensemble (n = 3)"]
+    assert [t.get_text() for t in first.get_yticklabels()] == ["full depth", "ensemble, 3 networks"]
     assert lines(first)[0] == [[0.1, 0], [pytest.approx(0.3), 1]]
 
 
