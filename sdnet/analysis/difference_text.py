@@ -64,7 +64,7 @@ def _verdict(found: Difference) -> str:
     if found.n == 1:
         ends = f" {_ends(found.images)} for other test images" if found.images else ""
         return f"{size}{ends}, with one seed. No difference of the methods is shown."
-    widest = found.both or found.seeds
+    widest = found.widest
     size += f" {_ends(widest)}" if widest else ""
     if found.p is None or widest is None:
         return f"{size}. All pairs differ by the same, so of other seeds nothing is known."

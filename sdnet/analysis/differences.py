@@ -18,6 +18,7 @@ from sdnet.analysis.inference import (
     Ends,
     holm,
     mcnemar,
+    noise,
     over_both,
     over_images,
     pairs_needed,
@@ -86,6 +87,12 @@ class Difference:
     def mean(self) -> float | None:
         return float(np.mean(list(self.errors.values()))) if self.errors else None
 
+    @property
+    def widest(self) -> Ends | None:
+        """Of the intervals. Seeds that happen to agree make those narrow that they are in."""
+        known = [ends for ends in (self.both, self.seeds, self.images) if ends is not None]
+        return max(known, key=lambda ends: ends[1] - ends[0], default=None)
+
     def columns(self) -> dict[str, Any]:
         """Those of report.csv."""
         ends = [self.seeds, self.images, self.both]
@@ -124,17 +131,19 @@ def _compared(group: Group, reference: Group | None, known: dict[Path, Wrong | s
     pairs = pairs_of(group, reference)
     result = Difference(reference)
     result.errors = {a.seed: a.summary["test_error"] - b.summary["test_error"] for a, b in pairs}
-    if len(pairs) > 1:
-        _over_seeds(result)
+    least = 0.0
     if pairs:
         try:
-            _over_images(result, _by_image(pairs, known))
+            least = _over_images(result, _by_image(pairs, known))
         except ValueError as reason:
             result.missing = str(reason)
+    if len(pairs) > 1:
+        _over_seeds(result, least)
     return result
 
 
-def _over_seeds(result: Difference) -> None:
+def _over_seeds(result: Difference, least: float) -> None:
+    """Of its errors, whose deviation is known to be so much at least."""
     errors = np.array(list(result.errors.values()))
     deviation = float(errors.std(ddof=1))
     if deviation < SAME:  # all pairs differ alike: of how others would, nothing is known
@@ -143,22 +152,24 @@ def _over_seeds(result: Difference) -> None:
     test = stats.ttest_1samp(errors, 0.0)
     low, high = test.confidence_interval(0.95)
     result.p, result.seeds = float(test.pvalue), (float(low), float(high))
+    deviation = max(deviation, least)
     result.shown_by_n = smallest_shown(deviation, len(errors))
     result.pairs_needed = pairs_needed(float(errors.mean()), deviation)
 
 
-def _over_images(result: Difference, differences: np.ndarray) -> None:
-    """Of what `_by_image` finds."""
+def _over_images(result: Difference, differences: np.ndarray) -> float:
+    """Of what `_by_image` finds. Returns the deviation of pairs that would be there in any case."""
     for seed, of_pair in zip(result.errors, differences, strict=True):
         ours, theirs = int((of_pair > 0).sum()), int((of_pair < 0).sum())
         result.discordant.append(Discordant(seed, ours, theirs, mcnemar(ours, theirs)))
     low, high = over_images(differences)
     result.images = (100 * low, 100 * high)
-    if len(differences) > 1:
-        half = 100 * float(over_both(differences))
-        result.both = (100 * differences.mean() - half, 100 * differences.mean() + half)
-    else:
+    if len(differences) == 1:
         result.p = result.discordant[0].p
+        return 0.0
+    half = 100 * float(over_both(differences))
+    result.both = (100 * differences.mean() - half, 100 * differences.mean() + half)
+    return 100 * float(noise(differences)) ** 0.5
 
 
 def _by_image(pairs: Sequence[tuple[Run, Run]], known: dict[Path, Wrong | str]) -> np.ndarray:

@@ -26,13 +26,22 @@ def over_both(differences: np.ndarray) -> np.ndarray:
     """
     n, count = differences.shape[-2:]
     of_seeds, of_images = differences.mean(-1), differences.mean(-2)
-    squares = (differences**2).sum((-2, -1)) + n * count * of_seeds.mean(-1) ** 2
-    squares -= count * (of_seeds**2).sum(-1) + n * (of_images**2).sum(-1)
-    noise = squares / ((n - 1) * (count - 1)) / (n * count)
     seeds = of_seeds.var(-1, ddof=1) / n  # with the noise in it
-    images = np.maximum(of_images.var(-1, ddof=1) / count - noise, 0)
+    images = np.maximum(of_images.var(-1, ddof=1) / count - noise(differences) / n, 0)
     t, z = stats.t.ppf(1 - LEVEL / 2, n - 1), stats.norm.ppf(1 - LEVEL / 2)
     return np.sqrt(t**2 * seeds + z**2 * images)
+
+
+def noise(differences: np.ndarray) -> np.ndarray:
+    """The variance of a seed's mean, of (..., n seeds, N images), if all seeds were alike.
+
+    It is of what the effects of seed and image do not explain: so much the means vary at least.
+    """
+    n, count = differences.shape[-2:]
+    of_seeds, of_images = differences.mean(-1), differences.mean(-2)
+    squares = (differences**2).sum((-2, -1)) + n * count * of_seeds.mean(-1) ** 2
+    squares -= count * (of_seeds**2).sum(-1) + n * (of_images**2).sum(-1)
+    return np.maximum(squares, 0) / ((n - 1) * (count - 1)) / count
 
 
 def over_images(differences: np.ndarray) -> Ends:

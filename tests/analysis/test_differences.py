@@ -14,6 +14,7 @@ from sdnet.analysis.groups import group_runs
 from sdnet.analysis.inference import (
     holm,
     mcnemar,
+    noise,
     over_both,
     over_images,
     pairs_needed,
@@ -53,6 +54,17 @@ def test_the_interval_over_seeds_and_images_holds_the_true_difference(n, of_seed
     distance = np.abs(differences.mean((1, 2)) - true)
     assert 0.93 <= (distance <= over_both(differences)).mean() <= 0.97
     assert over_both(differences[3]) == over_both(differences)[3]
+
+
+def test_equal_seeds_differ_by_the_noise():
+    differences, _ = made(SWEEPS, 4, 150, 0.0, 1.0, 0.5)
+    assert noise(differences).mean() == pytest.approx(
+        differences.mean(-1).var(-1, ddof=1).mean(), rel=0.05
+    )
+    of_sweep = differences[0] - differences[0].mean(1, keepdims=True) - differences[0].mean(0)
+    left = (of_sweep + differences[0].mean()) ** 2
+    assert noise(differences)[0] == pytest.approx(left.sum() / (3 * 149) / 150)
+    assert noise(np.repeat(differences[0, :1], 4, axis=0)) == pytest.approx(0, abs=1e-12)
 
 
 def test_neither_seeds_nor_images_alone_are_the_whole_variance():
@@ -268,6 +280,25 @@ def test_what_other_images_may_reverse_is_not_shown(tmp_path):
     found, _, lines = rows_of(tmp_path)[0.5]
     assert found.p < 0.01 and found.seeds[0] > 1.5 and found.both[0] < 0
     assert lines[0] == "Test error 3.33 points higher [-0.31, +6.98]. No difference is shown."
+
+
+def test_seeds_that_happen_to_agree_show_no_more_than_their_images(tmp_path):
+    random = np.random.default_rng(2)
+    wrong = np.zeros((2, 3, 400), dtype=bool)
+    for seed, more in enumerate((7, 7, 8)):  # 1.75, 1.75 and 2 points, each of other images
+        places = random.permutation(400)
+        wrong[0, seed, places[:30]] = wrong[1, seed, places[30 : 60 + more]] = True
+    for p_L, of_row in zip((1.0, 0.5), wrong, strict=True):
+        write_row(tmp_path / str(p_L), LINEAR | {"p_L": p_L}, of_row)
+    found, _, lines = rows_of(tmp_path)[0.5]
+    assert found.p < 0.01 and found.both[0] > 0 > found.images[0] and found.widest is found.images
+    low, high = found.images
+    assert (
+        lines[0]
+        == f"Test error 1.83 points higher [{low:+.2f}, {high:+.2f}]. No difference is shown."
+    )
+    by_chance = 100 * math.sqrt(noise(wrong[1].astype(int) - wrong[0]))
+    assert found.shown_by_n == pytest.approx(smallest_shown(by_chance, 3)) and by_chance > 1.5
 
 
 def test_of_many_rows_one_differs_by_chance(tmp_path):
