@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sdnet.analysis.figure_data import Curve, Spread
+from sdnet.analysis.groups import Group
 from sdnet.analysis.plots import STYLE, log_steps
 
 
@@ -85,6 +86,12 @@ def shade(p_L: float | None, is_constant: bool, every: Sequence[float], series: 
     ordered = sorted(set(every))
     place = ordered.index(p_L) / (len(ordered) - 1)
     return plt.colormaps["viridis"](0.9 * place)  # 1 would vanish on white
+
+
+def colors_of(groups: Sequence[Group]) -> list[Any]:
+    """A colour for each."""
+    p_L = [g.p_L for g in groups if g.p_L is not None and not g.is_baseline]
+    return [shade(g.p_L, g.is_baseline, p_L, number) for number, g in enumerate(groups)]
 
 
 def curve_styles(found: Sequence[Curve]) -> list[dict[str, Any]]:

@@ -22,10 +22,12 @@ from rich.console import Console
 from sdnet.analysis import figure_evaluation as figures
 from sdnet.analysis import text
 from sdnet.analysis.collect import LeftOut, Run, collect_runs
+from sdnet.analysis.figure_style import colors_of
 from sdnet.analysis.groups import Group, group_runs
 from sdnet.analysis.measures import confusion_rows, measure, per_class, reliability, right
 from sdnet.analysis.over_groups import head, label, means, over_groups, printed
 from sdnet.analysis.probes.averages import compare, ensemble
+from sdnet.analysis.probes.figures import About
 from sdnet.config.errors import ConfigError, one_line
 from sdnet.launch.modes import MODES, Rows, Tables
 from sdnet.launch.opened import DataGone, Opened
@@ -117,7 +119,7 @@ def _evaluated(
     _write(found.tables, out)
     for name, number in modes.items():
         tables = MODES[name].compute(opened.subject, number, seed)
-        MODES[name].draw({opened.name: tables}, of, out)
+        MODES[name].draw({opened.name: tables}, About(of), out)
         _write(tables, out)
         found.tables |= tables
     facts = {
@@ -229,4 +231,5 @@ def _draw_groups(
             named[label(group)] = made
         of = next(iter(by_folder.values())).of
         several = any(len(group.runs) > 1 for group in groups)
-        MODES[name].draw(named, f"{'means over n seeds, ' * several}{of}", out)
+        said = f"{'means over n seeds, ' * several}{of}"
+        MODES[name].draw(named, About(said, colors_of(groups)), out)

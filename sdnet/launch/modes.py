@@ -27,18 +27,18 @@ class Mode:
 
     Attributes:
         compute: from a network, the option's number (0 where it has none) and the seed.
-        draw: figures of tables, with what they are of, into a folder.
+        draw: figures of tables into a folder.
     """
 
     compute: Callable[[Subject, int, int], Tables]
-    draw: Callable[[Named, str, Path], None]
+    draw: Callable[[Named, figures.About, Path], None]
 
 
-def _figure(table: str, plot: Callable[..., Path]) -> Callable[[Named, str, Path], None]:
+def _figure(table: str, plot: Callable[..., Path]) -> Callable[[Named, figures.About, Path], None]:
     """The drawing of one table, which is the name of its file too."""
 
-    def draw(named: Named, of: str, out: Path) -> None:
-        plot({name: tables[table] for name, tables in named.items()}, of, out / table)
+    def draw(named: Named, about: figures.About, out: Path) -> None:
+        plot({name: tables[table] for name, tables in named.items()}, about, out / table)
 
     return draw
 
@@ -52,10 +52,10 @@ def _sets(subject: Subject, n: int, seed: int) -> Tables:
         return tables
 
 
-def _plot_sets(named: Named, of: str, out: Path) -> None:
+def _plot_sets(named: Named, about: figures.About, out: Path) -> None:
     sets = {name: tables["lesion_sets"] for name, tables in named.items()}
     orders = {name: tables["order"] for name, tables in named.items() if "order" in tables}
-    figures.plot_sets(sets, orders, of, out / "lesion_sets")
+    figures.plot_sets(sets, orders, about, out / "lesion_sets")
 
 
 def _monte_carlo(subject: Subject, n: int, seed: int) -> Tables:
@@ -66,7 +66,7 @@ def _monte_carlo(subject: Subject, n: int, seed: int) -> Tables:
     return {"monte_carlo": compare(found)}
 
 
-def _plot_averages(named: Named, of: str, out: Path) -> None:
+def _plot_averages(named: Named, about: figures.About, out: Path) -> None:
     several = len(named) > 1
     rows = [
         row | {"name": f"{name}: {row['name']}" if several else row["name"]}
@@ -74,7 +74,7 @@ def _plot_averages(named: Named, of: str, out: Path) -> None:
         for row in tables["monte_carlo"]
     ]
     title = "" if several else next(iter(named))
-    figures.plot_averages(rows, title, of, out / "monte_carlo")
+    figures.plot_averages(rows, title, about, out / "monte_carlo")
 
 
 MODES: dict[str, Mode] = {
@@ -94,7 +94,7 @@ MODES: dict[str, Mode] = {
     "monte_carlo": Mode(_monte_carlo, _plot_averages),
     "recalibrate_bn": Mode(
         lambda subject, n, seed: {"recalibration": recalibrate(subject)},
-        lambda named, of, out: None,  # four numbers need no figure
+        lambda named, about, out: None,  # four numbers need no figure
     ),
     "corruptions": Mode(
         lambda subject, n, seed: {"corruptions": corruptions(subject, seed)},

@@ -1,6 +1,7 @@
 """The report's figures by what is drawn in them: matplotlib's artists, not files."""
 
 import colorsys
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.container import ErrorbarContainer
 from sdnet.analysis import figure_time
 from sdnet.analysis import figures as plots
 from sdnet.analysis.figure_data import Curve, Grid, Line, Point, Spread
-from sdnet.analysis.figure_style import RANGE, STYLES
+from sdnet.analysis.figure_style import RANGE, STYLES, colors_of
 
 
 @pytest.fixture
@@ -293,6 +294,16 @@ def test_curves_are_coloured_by_p_L_and_dashed_by_schedule(figure):
     alike = [curve(str(i), [[5.0]] * 2, [[1.0]] * 2, None, series=str(i)) for i in range(3)]
     lines = figure(plots.plot_curves, alike).axes[0].lines
     assert [to_hex(line.get_color()) for line in lines] == ["#0072b2", "#d55e00", "#009e73"]
+
+
+def test_groups_have_the_colours_of_their_curves():
+    def colors(*groups):
+        found = [SimpleNamespace(p_L=p_L, is_baseline=p_L == 1) for p_L in groups]
+        return [to_hex(color) for color in colors_of(found)]
+
+    low, high = (to_hex(plt.colormaps["viridis"](at)) for at in (0.0, 0.9))
+    assert colors(1, 0.5, 0.8) == ["#000000", low, high]
+    assert colors(1, 0.5) == ["#000000", "#d55e00"] and colors(None, 0.5) == ["#0072b2", "#d55e00"]
 
 
 @pytest.mark.parametrize(

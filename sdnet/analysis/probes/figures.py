@@ -1,12 +1,9 @@
-"""The figures of the probes. Each takes what several runs gave, by their names, or that of one.
-
-`of` says what the numbers are of: so many images, which checkpoint.
-"""
+"""The figures of the probes. Each takes what several runs gave, by their names, or that of one."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,7 +27,22 @@ MEASURES = {  # of averages: the column, its title
 }
 
 
-def plot_lesions(named: Named, of: str, stem: Path) -> Path:
+class About(NamedTuple):
+    """What is said of all numbers of a figure, and how their runs look.
+
+    Attributes:
+        of: which images and which checkpoint they are of.
+        colors: one for each run.
+    """
+
+    of: str
+    colors: Sequence[Any] = COLORS
+
+    def color(self, number: int) -> Any:
+        return self.colors[number % len(self.colors)]
+
+
+def plot_lesions(named: Named, about: About, stem: Path) -> Path:
     """What each branch out costs, above its p_l; the runs' bars stand side by side."""
     gates = len(next(iter(named.values())))
     with plt.rc_context(RC):
@@ -43,11 +55,11 @@ def plot_lesions(named: Named, of: str, stem: Path) -> Path:
             x = [row["gate"] - 0.4 + width * (number + 0.5) for row in rows]
             damage = [row["test_error_increase"] for row in rows]
             survival = [row["survival"] for row in rows]
-            top.bar(x, damage, 0.9 * width, color=COLORS[number % len(COLORS)], label=name)
+            top.bar(x, damage, 0.9 * width, color=about.color(number), label=name)
             bottom.plot(
                 [row["gate"] for row in rows],
                 survival,
-                **_line(number),
+                **_line(number, about),
             )
         rows = next(iter(named.values()))
         for before, row in itertools.pairwise(rows):
@@ -69,10 +81,10 @@ def plot_lesions(named: Named, of: str, stem: Path) -> Path:
         top.set_ylabel("test error without it,\nabove full depth (points)")
         bottom.set(xlabel="residual branch, from the input", ylabel="survival $p_l$", ylim=(0, 1.1))
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-        return _finish(figure, named, f"One branch out at test time\n{of}", stem)
+        return _finish(figure, named, f"One branch out at test time\n{about.of}", stem)
 
 
-def plot_sets(named: Named, orders: Named, of: str, stem: Path) -> Path:
+def plot_sets(named: Named, orders: Named, about: About, stem: Path) -> Path:
     """Test error against the number of branches out and, where there are orders, against theirs."""
     panels = 2 if orders else 1
     with plt.rc_context(RC):
@@ -81,9 +93,9 @@ def plot_sets(named: Named, orders: Named, of: str, stem: Path) -> Path:
             1, panels, figsize=size, squeeze=False, sharey=True, layout="constrained"
         )
         for number, (name, rows) in enumerate(named.items()):
-            _band(grid[0, 0], rows, number, name)
+            _band(grid[0, 0], rows, name, _line(number, about))
             for row in orders.get(name, ()):
-                point = _line(number) | {"linestyle": "", "alpha": 0.5}
+                point = _line(number, about) | {"linestyle": "", "alpha": 0.5}
                 grid[0, 1].plot(row["kendall_tau"], row["error"], **point)
         most = max(sum(row["k"] == k for row in rows) for rows in named.values() for k in (1, 2))
         grid[0, 0].set(xlabel="random branches out", ylabel="test error (%)", ylim=(0, None))
@@ -94,10 +106,10 @@ def plot_sets(named: Named, orders: Named, of: str, stem: Path) -> Path:
             grid[0, 1].invert_xaxis()
         title = f"Branches out at test time: means and ranges of up to {most} sets"
         swapped = "; right: blocks swapped" if orders else ""
-        return _finish(figure, named, f"{title}{swapped}\n{of}", stem)
+        return _finish(figure, named, f"{title}{swapped}\n{about.of}", stem)
 
 
-def plot_truncation(named: Named, of: str, stem: Path) -> Path:
+def plot_truncation(named: Named, about: About, stem: Path) -> Path:
     """Test error without the last k blocks of a stage: a panel for each stage."""
     stages = list(dict.fromkeys(row["stage"] for rows in named.values() for row in rows))
     with plt.rc_context(RC):
@@ -109,23 +121,23 @@ def plot_truncation(named: Named, of: str, stem: Path) -> Path:
             for number, (name, rows) in enumerate(named.items()):
                 inside = [row for row in rows if row["stage"] == stage]
                 x, y = ([row[key] for row in inside] for key in ("blocks_out", "error"))
-                axes.plot(x, y, label=name, **_line(number))
+                axes.plot(x, y, label=name, **_line(number, about))
             axes.set_title(f"stage {stage}", fontsize=10)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[0, 0].set_ylim(bottom=0)  # of all panels: it holds the top where it is
         grid[0, 0].set_ylabel("test error (%)")
         grid[0, len(stages) // 2].set_xlabel("blocks out, the last of the stage first")
-        return _finish(figure, named, f"Stages cut short at test time\n{of}", stem)
+        return _finish(figure, named, f"Stages cut short at test time\n{about.of}", stem)
 
 
-def plot_pareto(named: Named, of: str, stem: Path) -> Path:
+def plot_pareto(named: Named, about: About, stem: Path) -> Path:
     """Test error against the multiply-adds that are left; numbers are the branches that went."""
     with plt.rc_context(RC):
         figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
         for number, (name, rows) in enumerate(named.items()):
             x = [row["macs"] / 1e6 for row in rows]
             y = [row["test_error"] for row in rows]
-            axes.plot(x, y, label=name, **_line(number))
+            axes.plot(x, y, label=name, **_line(number, about))
             every = -(-len(rows) // MOST_LABELS)
             for row, at in list(zip(rows, zip(x, y, strict=True), strict=True))[1::every]:
                 axes.annotate(
@@ -135,7 +147,7 @@ def plot_pareto(named: Named, of: str, stem: Path) -> Path:
                     textcoords="offset points",
                     fontsize=7,
                     ha="left" if number % 2 else "right",
-                    color=COLORS[number % len(COLORS)],
+                    color=about.color(number),
                 )
         axes.set(xlabel="multiply-adds of an image (millions)", ylabel="test error (%)")
         axes.set_ylim(bottom=-0.06 * axes.get_ylim()[1])  # room for numbers below
@@ -143,10 +155,10 @@ def plot_pareto(named: Named, of: str, stem: Path) -> Path:
         gone = {row["gate"] for rows in named.values() for row in rows[1:]}
         which = "which, where the seeds agree" if gone & {None, ""} else "which"
         title = f"Branches out one by one, chosen on validation images\nnumbers say {which}"
-        return _finish(figure, named, f"{title}\n{of}", stem)
+        return _finish(figure, named, f"{title}\n{about.of}", stem)
 
 
-def plot_averages(rows: Rows, name: str, of: str, stem: Path) -> Path:
+def plot_averages(rows: Rows, name: str, about: About, stem: Path) -> Path:
     """The measures of full depth and of averages, a panel for each measure."""
     names = [_with_members(row) for row in rows]
     with plt.rc_context(RC):
@@ -170,11 +182,11 @@ def plot_averages(rows: Rows, name: str, of: str, stem: Path) -> Path:
             axes.set_ylim(len(rows) - 0.5, -0.7)
             axes.margins(x=0.2)
             axes.xaxis.set_major_locator(MaxNLocator(4))
-        title = f"Full depth, and averages of several networks\n{of}"
+        title = f"Full depth, and averages of several networks\n{about.of}"
         return _finish(figure, {name: rows}, title, stem)
 
 
-def plot_corruptions(named: Named, of: str, stem: Path) -> Path:
+def plot_corruptions(named: Named, about: About, stem: Path) -> Path:
     """Error and calibration error against the strength, a column for each kind of corruption."""
     kinds = list(dict.fromkeys(row["kind"] for rows in named.values() for row in rows))[1:]
     with plt.rc_context(RC):
@@ -191,7 +203,7 @@ def plot_corruptions(named: Named, of: str, stem: Path) -> Path:
                 inside = [row for row in rows if row["kind"] in ("none", kind)]
                 for axes, key in zip(grid[:, column], ("error", "ece"), strict=True):
                     x, y = ([row[k] for row in inside] for k in ("strength", key))
-                    axes.plot(x, y, label=name, **_line(number))
+                    axes.plot(x, y, label=name, **_line(number, about))
             grid[0, column].set_title(kind, fontsize=10)
         for axes in grid.flat:
             axes.set_xticks(range(6))
@@ -199,16 +211,16 @@ def plot_corruptions(named: Named, of: str, stem: Path) -> Path:
         grid[0, 0].set_ylabel("test error (%)")
         grid[1, 0].set_ylabel("calibration error (%)")
         grid[1, len(kinds) // 2].set_xlabel("strength; 0: the images as they are")
-        return _finish(figure, named, f"Corrupted images\n{of}", stem)
+        return _finish(figure, named, f"Corrupted images\n{about.of}", stem)
 
 
-def _band(axes: Axes, rows: Rows, number: int, name: str) -> None:
+def _band(axes: Axes, rows: Rows, name: str, line: Mapping[str, Any]) -> None:
     """The mean error with k branches out, and a band from the lowest to the highest."""
     values = sorted({row["k"] for row in rows})
     errors = [[row["error"] for row in rows if row["k"] == value] for value in values]
-    axes.plot(values, [np.mean(found) for found in errors], label=name, **_line(number))
+    axes.plot(values, [np.mean(found) for found in errors], label=name, **line)
     low, high = ([end(found) for found in errors] for end in (min, max))
-    axes.fill_between(values, low, high, color=_line(number)["color"], alpha=0.2, linewidth=0)
+    axes.fill_between(values, low, high, color=line["color"], alpha=0.2, linewidth=0)
 
 
 def _with_members(row: Mapping[str, Any]) -> str:
@@ -216,9 +228,9 @@ def _with_members(row: Mapping[str, Any]) -> str:
     return f"{row['name']}, {row['members']} networks" if several else str(row["name"])
 
 
-def _line(number: int) -> dict[str, Any]:
+def _line(number: int, about: About) -> dict[str, Any]:
     return {
-        "color": COLORS[number % len(COLORS)],
+        "color": about.color(number),
         "marker": MARKERS[number % len(MARKERS)],
         "linestyle": DASHES[number % len(DASHES)],
         "markersize": 4,

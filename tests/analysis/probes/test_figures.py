@@ -26,6 +26,7 @@ KINDS += [
 
 
 OF = "means over n seeds, 1,234 test images, best checkpoint"
+ABOUT = figures.About(OF, ["black", "tab:pink"])
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def figure(monkeypatch, tmp_path):
     monkeypatch.setattr(figures, "save", lambda figure, stem: kept.append(figure) or stem)
 
     def draw(function, *arguments):
-        assert function(*arguments, OF, tmp_path / "stem") == tmp_path / "stem"
+        assert function(*arguments, ABOUT, tmp_path / "stem") == tmp_path / "stem"
         renderer = kept[-1].canvas.get_renderer()
         kept[-1].draw_without_rendering()
         title, edge = kept[-1]._suptitle, kept[-1].bbox
@@ -43,6 +44,8 @@ def figure(monkeypatch, tmp_path):
         box = title.get_window_extent(renderer)
         assert edge.x0 <= box.x0 and box.x1 <= edge.x1 and box.y1 <= edge.y1
         assert all(legend.get_window_extent().x1 <= edge.x1 for legend in kept[-1].legends)
+        drawn = [line for axes in kept[-1].axes for line in axes.lines if line.get_marker() == "s"]
+        assert {line.get_color() for line in drawn} <= {"tab:pink"}  # of all that are second
         for axes in kept[-1].axes:  # no point is outside of its panel
             low, high = sorted(axes.get_ylim())
             inside = [line for line in axes.lines if line.get_transform() == axes.transData]
