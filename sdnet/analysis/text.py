@@ -35,9 +35,9 @@ def _difference(row: dict[str, Any]) -> str:
         return "reference"
     if not row["difference_n"]:
         return NONE
-    text = f"{row['difference_mean']:+.2f}"
-    if row["difference_n"] > 1:
-        text += f" [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
+    text = f"{row['difference_mean']:+z.2f}"
+    if row["difference_low"] is not None:
+        text += f" [{row['difference_low']:+z.2f}, {row['difference_high']:+z.2f}]"
     return text if row["difference_n"] == row["n"] else f"{text} (n = {row['difference_n']})"
 
 
@@ -46,9 +46,9 @@ def _saving(row: dict[str, Any]) -> str:
         return "not comparable"
     if row["time_saving"] is None:
         return NONE
-    text = f"{100 * row['time_saving']:.1f} %"
+    text = f"{100 * row['time_saving']:z.1f} %"
     if row["time_saving_low"] is not None:
-        text += f" [{100 * row['time_saving_low']:.0f}, {100 * row['time_saving_high']:.0f}]"
+        text += f" [{100 * row['time_saving_low']:z.0f}, {100 * row['time_saving_high']:z.0f}]"
     return text
 
 
@@ -56,8 +56,11 @@ def _macs(count: float | None) -> str:
     return NONE if count is None else f"{count:.4g}".replace("e+", "e")
 
 
-def _seconds(mean: float, std: float | None) -> str:
-    return f"{mean:.3g}" if pd.isna(std) else f"{mean:.3g} ± {std:.2g}"
+def _seconds(mean: float, std: float | None = None) -> str:
+    def rounded(value: float, digits: int) -> str:
+        return f"{value:,.0f}" if value >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+    return rounded(mean, 3) if pd.isna(std) else f"{rounded(mean, 3)} ± {rounded(std, 2)}"
 
 
 def _rules(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -85,7 +88,7 @@ def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[di
             "measured": f"{row['mean_active_blocks']:.2f} of {row['blocks']:g}",
             "multiply-adds": _macs(row["train_macs_mean"]),
             "training (s)": _seconds(row["train_seconds_mean"], row["train_seconds_std"]),
-            "s/epoch": f"{row['seconds_per_epoch']:.3g}",
+            "s/epoch": _seconds(row["seconds_per_epoch"]),
             "time saved": _saving(row),
             "block evaluations saved": f"{100 * row['expected_saving']:.1f} %",
             **({"selection": row["selection"]} if several_rules else {}),
