@@ -40,7 +40,7 @@ def _report(arguments: argparse.Namespace) -> int:
             arguments.baseline,
             arguments.paper,
             style=arguments.style,
-            columns=arguments.columns and arguments.columns.split(","),
+            columns=None if arguments.columns is None else arguments.columns.split(","),
         )
         if report is not None:
             tracking.log_report(report, arguments.wandb)

@@ -145,8 +145,10 @@ def _read(folder: Path) -> Run:
         raise _Unusable(f"unreadable: metrics.csv has no column {missing[0]}")
     status = summary["status"]
     if status in ("running", "interrupted"):
-        epoch = rows[-1]["epoch"] if rows else 0
-        raise _Unusable(f"unfinished: {status}, epoch {epoch:g} of {config['trainer']['epochs']}")
+        reached = f"epoch {rows[-1]['epoch'] if rows else 0:g}"
+        if config["trainer"].get("budget") is None:  # which has as many as it lasts
+            reached += f" of {config['trainer']['epochs']}"
+        raise _Unusable(f"unfinished: {status}, {reached}")
     if status in ("diverged", "failed"):
         raise _Unusable(f"{status}: {summary.get('reason', 'no reason given')}")
     if status != "completed":

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sdnet.models.gates import granularity_of
+from sdnet.models.gates import granularity_of, subset_size
 from sdnet.models.layout import Layout, branch_modules
 from sdnet.models.macs import Macs
 
@@ -28,12 +28,17 @@ class BlockCost:
 
 @dataclass
 class Cost:
-    """A network's cost per image in one forward pass; see `Macs`."""
+    """A network's cost per image in one forward pass; see `Macs`.
+
+    Attributes:
+        rows: of each part in which a mini-batch is computed, of which `subset` gates open so many.
+    """
 
     blocks: list[BlockCost]
     parameters: int
     macs: int
     granularity: str
+    rows: int | None = None
 
     @property
     def expected_blocks(self) -> float:
@@ -45,7 +50,13 @@ class Cost:
         """Multiply-adds expected in training, where closed gates skip their branch."""
         if self.granularity == "sample":
             return float(self.macs)  # masks save nothing
-        return self.macs - sum((1.0 - b.survival) * b.branch_macs for b in self.blocks)
+        return self.macs - sum((1.0 - self._open(b.survival)) * b.branch_macs for b in self.blocks)
+
+    def _open(self, survival: float) -> float:
+        """The share of the images on which a branch runs: of few, it is rounded."""
+        if self.granularity != "subset" or self.rows is None:
+            return survival
+        return subset_size(self.rows, survival) / self.rows
 
     @property
     def expected_share(self) -> float:
@@ -70,20 +81,28 @@ class Cost:
         whole, steps = divmod(round(epochs * per_epoch), per_epoch)
         return self.expected_macs * (whole * images + steps * batch_size)
 
+    def off(self, budget: float, epochs: float, images: int, batch_size: int) -> float:
+        """By what share of it a training exceeds a budget of epochs of constant depth."""
+        return self.training_macs(epochs, images, batch_size) / (budget * images * self.macs) - 1
+
 
 def network_cost(
-    model: nn.Module, image_shape: Sequence[int], survival: Sequence[float] | None = None
+    model: nn.Module,
+    image_shape: Sequence[int],
+    survival: Sequence[float] | None = None,
+    rows: int | None = None,
 ) -> Cost:
     """The cost of a network with gates for images (C, H, W); see `Macs`. It is not changed.
 
     Args:
         survival: of each gate; None: what it has now.
+        rows: see `Cost`; None: as many that nothing is rounded.
     """
     layout, macs = Layout(model), Macs(model, image_shape)
     modules, saved = branch_modules(model), macs.of_gates()
     names = {module: name for name, module in model.named_modules()}
     survival = survival or [gate.survival for gate in layout.gates]
-    rows = zip(layout.block_of, layout.stages, layout.gates, survival, strict=True)
+    gates = zip(layout.block_of, layout.stages, layout.gates, survival, strict=True)
     blocks = [
         BlockCost(
             stage,
@@ -93,9 +112,9 @@ def network_cost(
             block + 1,
             names[gate],
         )
-        for block, stage, gate, p in rows
+        for block, stage, gate, p in gates
     ]
-    return Cost(blocks, _parameters(model, [""]), macs.total, granularity_of(model))
+    return Cost(blocks, _parameters(model, [""]), macs.total, granularity_of(model), rows)
 
 
 def _parameters(model: nn.Module, paths: Sequence[str]) -> int:

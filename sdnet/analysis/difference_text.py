@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sdnet.analysis.differences import Difference
+from sdnet.analysis.differences import SAME, Difference
 from sdnet.analysis.groups import Group, short_names
 from sdnet.analysis.inference import LEVEL, MOST, POWER, Ends
 
@@ -46,7 +46,7 @@ def _lines(found: Difference, row: dict[str, Any]) -> list[str]:
     lines = [_verdict(found)]
     if found.n == 1:
         lines.append("One pair of runs: of other seeds nothing can be said.")
-    if found.seeds and found.p is not None:
+    if found.seeds:
         lines.append(f"For other seeds: {_ends(found.seeds)} (paired t, {found.n} pairs).")
     if found.both:
         lines.append(f"For other seeds and other test images: {_ends(found.both)}.")
@@ -61,13 +61,14 @@ def _lines(found: Difference, row: dict[str, Any]) -> list[str]:
 def _verdict(found: Difference) -> str:
     mean = found.mean or 0.0
     size = f"Test error {abs(mean):.2f} points {'lower' if mean < 0 else 'higher'}"
+    size = "Test error equal" if abs(mean) < SAME else size
     if found.n == 1:
         ends = f" {_ends(found.images)} for other test images" if found.images else ""
         return f"{size}{ends}, with one seed. No difference of the methods is shown."
     widest = found.widest
-    size += f" {_ends(widest)}" if widest else ""
     if found.p is None or widest is None:
         return f"{size}. All pairs differ by the same, so of other seeds nothing is known."
+    size += f" {_ends(widest)}"
     if widest[0] <= 0 <= widest[1] or found.p > LEVEL:
         return f"{size}. No difference is shown."
     if found.p_holm is not None and found.p_holm > LEVEL:
@@ -114,16 +115,16 @@ def _time(row: dict[str, Any]) -> list[str]:
         return [f"Time saved: not comparable, {row['times_not_comparable']}."]
     if row["time_saving"] is None:
         return []
-    text = f"Time saved in an epoch of training: {100 * row['time_saving']:.1f} %"
+    text = f"Time saved in an epoch of training: {100 * row['time_saving']:z.1f} %"
     if row["time_saving_low"] is not None:
         low, high = (100 * row[f"time_saving_{end}"] for end in ("low", "high"))
-        text += f" [{low:.1f}, {high:.1f}]"
+        text += f" [{low:z.1f}, {high:z.1f}]"
     gates = row["gates_saving"]
-    return [f"{text}." if gates is None else f"{text}; gates skip {100 * gates:.1f} %."]
+    return [f"{text}." if gates is None else f"{text}; gates skip {100 * gates:z.1f} %."]
 
 
 def _ends(ends: Ends) -> str:
-    return f"[{ends[0]:+.2f}, {ends[1]:+.2f}]"
+    return f"[{ends[0]:+z.2f}, {ends[1]:+z.2f}]"
 
 
 def _p(p: float) -> str:

@@ -4,6 +4,7 @@ Runs are paired by seed and, where they kept their predictions, image by image. 
 differences percentage points.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,7 @@ class Difference:
     Attributes:
         errors: of each pair, by its seed.
         seeds, images, both: the 95 % interval of their mean for other seeds; for other images and
-            these runs; for other seeds and images.
+            these runs; for other seeds and images. None where nothing is known of the former.
         discordant: of each pair, image by image; empty where `missing` says why.
         p: of the paired t-test; of a single pair McNemar's.
         p_holm, p_dunnett: adjusted for all rows with this reference: p, and the unpaired test.
@@ -147,7 +148,7 @@ def _over_seeds(result: Difference, least: float) -> None:
     errors = np.array(list(result.errors.values()))
     deviation = float(errors.std(ddof=1))
     if deviation < SAME:  # all pairs differ alike: of how others would, nothing is known
-        result.seeds = (float(errors[0]), float(errors[0]))
+        result.both = None
         return
     test = stats.ttest_1samp(errors, 0.0)
     low, high = test.confidence_interval(0.95)
@@ -210,12 +211,15 @@ def _wrong(run: Run) -> Wrong | str:
 def _adjust(reference: Group, rows: Sequence[Group], found: Sequence[Difference]) -> None:
     """For many rows against one, of which by chance alone one differs most."""
     tested = [difference for difference in found if difference.p is not None]
-    for difference, p in zip(tested, holm([d.p for d in tested]), strict=True):
-        difference.p_holm, difference.rows = float(p), len(tested)
+    if len(tested) > 1:
+        for difference, p in zip(tested, holm([d.p for d in tested]), strict=True):
+            difference.p_holm, difference.rows = float(p), len(tested)
     errors = [[run.summary["test_error"] for run in row.runs] for row in (reference, *rows)]
     if any(
         np.ptp(of_row) > SAME for of_row in errors
     ):  # else there is no deviation to compare with
-        unpaired = stats.dunnett(*errors[1:], control=errors[0], rng=np.random.default_rng(0))
+        with warnings.catch_warnings():  # of a row whose runs are equal: its variance is right, 0
+            warnings.simplefilter("ignore", RuntimeWarning)
+            unpaired = stats.dunnett(*errors[1:], control=errors[0], rng=np.random.default_rng(0))
         for difference, p in zip(found, unpaired.pvalue, strict=True):
             difference.p_dunnett = float(p)

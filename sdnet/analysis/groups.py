@@ -57,6 +57,17 @@ class Group:
         return without(self, "schedule") == without(baseline, "schedule")
 
 
+def head(group: Group) -> dict[str, Any]:
+    """The columns that say which group a row is of; no setting takes the place of the id."""
+    shown = {key: "" if value is None else value for key, value in group.shown.items()}
+    return {
+        "id": group.id,
+        **{key: value for key, value in shown.items() if key != "id"},
+        "n": len(group.runs),
+        "seeds": " ".join(str(run.seed) for run in group.runs),
+    }
+
+
 def mean_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
     """Mean and sample standard deviation (None for one value); both None where one is missing."""
     if None in values:

@@ -6,21 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from sdnet.analysis.groups import Group, mean_std
+from sdnet.analysis.groups import Group, head, mean_std
 
 Rows = Sequence[Mapping[str, Any]]
 SAID_BY_ITSELF = ("model", "dataset")  # settings whose value needs no name
 TWO_DIGITS = ("error", "ece", "auarc")  # in the names of columns that are percent
-
-
-def head(group: Group) -> dict[str, Any]:
-    """The columns that say which group a row is of."""
-    return {
-        "id": group.id,
-        **{key: "" if value is None else value for key, value in group.shown.items()},
-        "n": len(group.runs),
-        "seeds": " ".join(str(run.seed) for run in group.runs),
-    }
 
 
 def label(group: Group) -> str:

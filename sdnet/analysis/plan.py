@@ -6,15 +6,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sdnet.analysis.cost import Cost, network_cost
+from sdnet.analysis.cost import Cost
 from sdnet.data.splits import Data
 from sdnet.models.cutting.gate import Gate
 from sdnet.runs.identity import run_name
 
 
-def show_plan(console: Console, config: dict[str, Any], data: Data, model: nn.Module) -> None:
+def show_plan(
+    console: Console, config: dict[str, Any], data: Data, model: nn.Module, cost: Cost
+) -> None:
     """Prints a row per block, the totals, the data's sizes and the run's identity."""
-    cost = network_cost(model, data.image_shape)
     title = config["model"].get("name") or type(model).__name__
     # Of sdnet's own networks the number says which; one that was rewritten has its own names.
     rewritten = any(isinstance(module, Gate) for module in model.modules())
@@ -66,6 +67,5 @@ def _budget(settings: dict[str, Any], cost: Cost, images: int) -> dict[str, str]
     """How near the epochs come to the budget that they were chosen for, where there is one."""
     if settings.get("budget") is None:
         return {}
-    macs = cost.training_macs(settings["epochs"], images, settings["batch_size"])
-    off = macs / (settings["budget"] * images * cost.macs) - 1
+    off = cost.off(settings["budget"], settings["epochs"], images, settings["batch_size"])
     return {"budget": f"{settings['budget']:g} epochs of constant depth, missed by {off:+.2%}"}

@@ -20,7 +20,7 @@ def find_references(
     Raises:
         ReportError: no group has that id or that value.
     """
-    key, equals, value = (spec or "schedule=constant").partition("=")
+    key, equals, value = ("schedule=constant" if spec is None else spec).partition("=")
     if not equals:
         chosen = next((group for group in groups if group.id == key), None)
         if chosen is None:

@@ -102,7 +102,9 @@ def write_report(
     found = compare(groups, references)
     rows = [summary_row(group, found[group.id]) for group in groups]
     blocks = difference_text.blocks(groups, found, rows)
-    no_time_figure = times_differ(runs)
+    no_time_figure = times_differ(runs) or next(
+        (row["times_not_comparable"] for row in rows if row["times_not_comparable"]), None
+    )
     if no_time_figure:
         no_time_figure = f"not all times are comparable ({no_time_figure})"
     printed = text.readable(rows, list(groups[0].shown))

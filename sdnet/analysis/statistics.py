@@ -9,7 +9,7 @@ from scipy import stats
 
 from sdnet.analysis.collect import Run, work_on
 from sdnet.analysis.differences import COLUMNS, Difference, pairs_of
-from sdnet.analysis.groups import Group, without
+from sdnet.analysis.groups import Group, head, without
 from sdnet.analysis.repeat import command, commits
 
 # What has to be the same for times to compare. A GPU's work is started by one thread, whose
@@ -73,12 +73,21 @@ def time_saved(group: Group, reference: Group | None) -> dict[str, Any]:
         if len(pairs) > 1:
             half = stats.t.ppf(0.975, len(pairs) - 1) * logs.std(ddof=1) / len(pairs) ** 0.5
             saved[1:] = -math.expm1(logs.mean() + half), -math.expm1(logs.mean() - half)
-        if can_save is not None and saved[0] > can_save + MARGIN:
-            percent = f"{100 * saved[0]:.1f} % saved", f"{100 * can_save:.1f} %"
-            reason = f"{percent[0]}, more than the {percent[1]} that gates skip"
+        if can_save is not None and (reason := _too_much(saved[0], can_save)):
             saved = [None, None, None]
     names = dict(zip(SAVING, saved, strict=True))
     return names | {"gates_saving": can_save, "times_not_comparable": reason or ""}
+
+
+def _too_much(saved: float, can_save: float) -> str | None:
+    """Why gates cannot have saved that: of the two rows, to the one in which they skip more."""
+    whose = ""
+    if can_save < 0:  # the reference's
+        saved, can_save, whose = 1 - 1 / (1 - saved), 1 - 1 / (1 - can_save), " by the reference"
+    if saved <= can_save + MARGIN:
+        return None
+    percent = f"{100 * saved:.1f} % saved{whose}", f"{100 * can_save:.1f} %"
+    return f"{percent[0]}, more than the {percent[1]} that gates skip"
 
 
 def gates_save(group: Group, reference: Group | None) -> float | None:
@@ -128,10 +137,7 @@ def summary_row(group: Group, difference: Difference) -> dict[str, Any]:
     means = ("expected_active_blocks", "mean_active_blocks", "blocks", "seconds_per_epoch")
     expected, blocks = (group.mean_std(name)[0] for name in ("expected_active_blocks", "blocks"))
     return {
-        "id": group.id,
-        **{key: "" if value is None else value for key, value in group.shown.items()},
-        "n": len(group.runs),
-        "seeds": " ".join(str(run.seed) for run in group.runs),
+        **head(group),
         **numbers,
         **{name: group.mean_std(name)[0] for name in means},
         # masks (granularity sample) are laid on what was computed: they save nothing

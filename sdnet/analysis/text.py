@@ -36,9 +36,9 @@ def _difference(row: dict[str, Any]) -> str:
         return "reference"
     if not row["difference_n"]:
         return NONE
-    text = f"{row['difference_mean']:+.2f}"
-    if row["difference_n"] > 1:
-        text += f" [{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
+    text = f"{row['difference_mean']:+z.2f}"
+    if row["difference_low"] is not None:
+        text += f" [{row['difference_low']:+z.2f}, {row['difference_high']:+z.2f}]"
     return text if row["difference_n"] == row["n"] else f"{text} (n = {row['difference_n']})"
 
 
@@ -47,9 +47,9 @@ def _saving(row: dict[str, Any]) -> str:
         return "not comparable"
     if row["time_saving"] is None:
         return NONE
-    text = f"{100 * row['time_saving']:.1f} %"
+    text = f"{100 * row['time_saving']:z.1f} %"
     if row["time_saving_low"] is not None:
-        text += f" [{100 * row['time_saving_low']:.0f}, {100 * row['time_saving_high']:.0f}]"
+        text += f" [{100 * row['time_saving_low']:z.0f}, {100 * row['time_saving_high']:z.0f}]"
     return text
 
 
@@ -57,7 +57,7 @@ def _macs(count: float | None) -> str:
     return NONE if count is None else f"{count:.3e}".replace("e+", "e")
 
 
-def _seconds(mean: float, std: float | None) -> str:
+def _seconds(mean: float, std: float | None = None) -> str:
     """Three digits that count, and the deviation to the same place."""
     digits = max(0, 2 - math.floor(math.log10(mean))) if 0 < mean < math.inf else 0
     text = f"{mean:.{digits}f}"
@@ -89,7 +89,7 @@ def readable(rows: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[di
             "measured": f"{row['mean_active_blocks']:.2f} of {row['blocks']:g}",
             "multiply-adds": _macs(row["train_macs_mean"]),
             "training (s)": _seconds(row["train_seconds_mean"], row["train_seconds_std"]),
-            "s/epoch": _seconds(row["seconds_per_epoch"], None),
+            "s/epoch": _seconds(row["seconds_per_epoch"]),
             "time saved": _saving(row),
             "block evaluations saved": f"{100 * row['expected_saving']:.1f} %",
             **({"selection": row["selection"]} if several_rules else {}),

@@ -15,17 +15,21 @@ log = logging.getLogger("sdnet")
 def training_cost(config: dict[str, Any], model: nn.Module, schedule, image_shape) -> Cost | None:
     """What the network costs, with the survival of its blocks averaged over the training.
 
-    None for one that cannot be counted, where no budget asks for it.
+    None for one that cannot be counted, where neither a budget nor `show` asks for it.
     """
+    settings = config["trainer"]
+    rows = settings["batch_size"] // settings["accumulate"]
     try:
-        return network_cost(model, image_shape, Layout(model).mean_survival(schedule))
+        return network_cost(model, image_shape, Layout(model).mean_survival(schedule), rows)
     except Exception as error:  # somebody else's network, which may not be made for a copy
-        if config["trainer"].get("budget") is not None:
-            raise ConfigError(
-                f"trainer.budget must be null for {type(model).__name__}, whose multiply-adds "
-                f"cannot be counted ({type(error).__name__}: {one_line(error)}), got "
-                f"{config['trainer']['budget']:g}"
-            ) from error
+        asked = {"trainer.budget must be null": settings.get("budget")}
+        asked |= {"show must be false": config.get("show")}
+        for must, got in asked.items():
+            if got:
+                raise ConfigError(
+                    f"{must} for {type(model).__name__}, whose multiply-adds cannot be counted "
+                    f"({type(error).__name__}: {one_line(error)}), got {got}"
+                ) from error
         log.debug("the multiply-adds could not be counted", exc_info=True)
         return None
 
@@ -34,7 +38,7 @@ def budgeted(config: dict[str, Any], cost: Cost | None, images: int) -> dict[str
     """The configuration with the epochs that its budget lasts; without a budget, as it is.
 
     Raises:
-        ConfigError: a budget for a network of which nothing is counted.
+        ConfigError: a budget for a network of which nothing is counted, or of less than a step.
     """
     settings = config["trainer"]
     if cost is None or settings.get("budget") is None:
@@ -44,5 +48,20 @@ def budgeted(config: dict[str, Any], cost: Cost | None, images: int) -> dict[str
             f"trainer.budget must be null for a network without a layer whose multiply-adds are "
             f"counted, got {settings['budget']:g}"
         )
-    epochs = cost.epochs_for(settings["budget"], images, settings["batch_size"])
+    length = (images, settings["batch_size"])
+    epochs = cost.epochs_for(settings["budget"], *length)
+    if cost.off(settings["budget"], epochs, *length) > 1:
+        raise ConfigError(
+            f"trainer.budget must be worth a step, of which an epoch has {-(-images // length[1])}"
+            f", got {settings['budget']:g}"
+        )
     return config | {"trainer": settings | {"epochs": epochs}}
+
+
+def epochs_shown(config: dict[str, Any], cost: Cost, images: int) -> str:
+    """How many there are; with a budget, also by what share of it they exceed it."""
+    settings = budgeted(config, cost, images)["trainer"]
+    text, budget = f"{settings['epochs']:.6g}", settings["budget"]
+    if budget is None:
+        return text
+    return f"{text} ({cost.off(budget, settings['epochs'], images, settings['batch_size']):+.2%})"

@@ -23,9 +23,9 @@ from sdnet.analysis import figure_evaluation as figures
 from sdnet.analysis import text
 from sdnet.analysis.collect import LeftOut, Run, collect_runs
 from sdnet.analysis.figure_style import colors_of
-from sdnet.analysis.groups import Group, group_runs
+from sdnet.analysis.groups import Group, group_runs, head
 from sdnet.analysis.measures import confusion_rows, measure, per_class, reliability, right
-from sdnet.analysis.over_groups import head, label, means, over_groups, printed
+from sdnet.analysis.over_groups import label, means, over_groups, printed
 from sdnet.analysis.probes.averages import compare, ensemble
 from sdnet.analysis.probes.figures import About
 from sdnet.config.errors import ConfigError, one_line

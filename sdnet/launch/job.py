@@ -73,7 +73,7 @@ def show(config: dict[str, Any]) -> None:
     config = budgeted(config, cost, len(data.train))
     build.check_optimization(config, model, device)
     shown = console.set_up()
-    show_plan(shown, config, data, build.planned(model, schedule))
+    show_plan(shown, config, data, model, cost)
     if config["show"] == "time":
         seconds = measure.seconds_of(config)
         text = f"{'time':17} about {duration(seconds)} on this machine, by a few steps"

@@ -23,12 +23,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sdnet.analysis.cost import network_cost
 from sdnet.config import compose
 from sdnet.config.errors import ConfigError, explain
 from sdnet.data.split import is_counted
 from sdnet.launch import build
-from sdnet.launch.budget import budgeted
+from sdnet.launch.budget import budgeted, epochs_shown, training_cost
 from sdnet.launch.own_network import try_network
 from sdnet.launch.progress import duration, seconds_taken
 from sdnet.launch.provenance import check_data
@@ -127,9 +126,9 @@ def _expand(config: DictConfig, grid: bool) -> list[list[str]]:
             raise ConfigError("sweep must be one preset: several would not be applied")
         if grid and not override.is_discrete_sweep():
             raise ConfigError(f"{key} is a range: it needs hydra/sweeper=optuna")
-        if key == "seed" and not grid:
+        if key in ("seed", "seeds") and not grid:
             raise ConfigError(
-                "seed must be one value in a search, which would choose the luckiest: "
+                f"{key} must be one value in a search, which would choose the luckiest: "
                 "seeds=[0,1,2] has the mean of several minimised"
             )
     latest = {override.get_key_element(): override for override in overrides}
@@ -227,9 +226,11 @@ def check(points: list[Point], local: bool, processes: int, listing: bool = Fals
             shape, _, images, *_ = seen.call(_facts, config, DATA)
             build.check_batches(config, images, processes)
             model = _network(config, seen)
+            schedule = build.build_schedule(config)
             if config["trainer"]["budget"] is not None:
-                config = point.config = budgeted(config, network_cost(model, shape), images)
-            least = (model, build.build_schedule(config), shape, images, processes)
+                cost = training_cost(config, model, schedule, shape)
+                config = point.config = budgeted(config, cost, images)
+            least = (model, schedule, shape, images, processes)
             groups = ("dataset", "model", "schedule", "trainer")
             seen.call(check_least_rows, config, groups, *least)
             groups = ("optimizer", "lr_schedule", "trainer")
@@ -287,7 +288,8 @@ def show(console: Console, points: list[Point]) -> None:
     """
 
     def cost(config, model):
-        return network_cost(model, seen.call(_facts, config, DATA)[0])
+        shape = seen.call(_facts, config, DATA)[0]
+        return training_cost(config, model, build.build_schedule(config), shape)
 
     seen = _Once()
     columns = ["run", "swept", "state", "expected depth", "expected compute"]
@@ -297,12 +299,11 @@ def show(console: Console, points: list[Point]) -> None:
     table.columns[0].overflow, table.columns[1].no_wrap = "fold", True
     for point in points:
         model = _network(point.config, seen)
-        costs = seen.call(cost, point.config, ("dataset", "model", "schedule"), model)
+        costs = seen.call(cost, point.config, ("dataset", "model", "schedule", "trainer"), model)
         share = f"{costs.expected_share:.1%}"
         depth = f"{costs.expected_blocks:.2f} of {len(costs.blocks)}"
         swept = point.swept.replace(" ", "\n")
-        settings = budgeted(point.config, costs, seen.call(_facts, point.config, DATA)[2])
-        epochs = f"{settings['trainer']['epochs']:.6g}"
+        epochs = epochs_shown(point.config, costs, seen.call(_facts, point.config, DATA)[2])
         row = (point.name, swept, describe(point), depth, share, epochs)
         table.add_row(*row[: len(columns)])
     console.print(table)

@@ -137,7 +137,7 @@ def read_predictions(path: Path) -> dict[str, Predictions] | None:
     present = [part for part in ("validation", "test") if f"{part}_labels" in arrays]
     try:
         return {part: _part(arrays, f"{part}_") for part in present}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path.name} cannot be read: {error}") from error
 
 
@@ -172,6 +172,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
+        if not zipfile.is_zipfile(path):  # of which numpy says how to load it unsafely
+            raise ValueError("it is no archive of arrays")
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
         if not {"epoch", "step", "test_labels", "test_order", "test_classes"} <= found.keys():

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sdnet.analysis import difference_text, text
 from sdnet.analysis.collect import collect_runs
 from sdnet.analysis.difference_text import blocks
-from sdnet.analysis.differences import COLUMNS, compare
+from sdnet.analysis.differences import COLUMNS, Difference, compare
 from sdnet.analysis.groups import group_runs
 from sdnet.analysis.inference import (
     holm,
@@ -24,7 +25,7 @@ from sdnet.analysis.inference import (
 from sdnet.analysis.references import find_references
 from sdnet.analysis.statistics import summary_row
 from sdnet.runs.predictions import Predictions, write_predictions
-from tests.analysis.test_report import CONSTANT, LINEAR, write_run
+from tests.analysis.test_report import LINEAR, write_run
 
 SWEEPS = 2000
 
@@ -313,13 +314,45 @@ def test_of_many_rows_one_differs_by_chance(tmp_path):
     assert "Of 7 rows one may differ so by chance: no difference is shown" in lines[0]
 
 
+@pytest.mark.filterwarnings("error")
 def test_pairs_that_differ_by_the_same_say_nothing_of_other_seeds(tmp_path):
-    for seed in range(3):
-        write_run(tmp_path / f"a{seed}", seed, ((1, 4.0 + seed),), schedule=CONSTANT)
-        for p_L in (0.5, 0.8):
-            schedule = LINEAR | {"p_L": p_L}
-            write_run(tmp_path / f"{p_L}{seed}", seed, ((1, 4.1 + seed),), schedule=schedule)
-    found, columns, lines = rows_of(tmp_path)[0.5]
-    assert found.p is found.p_holm is found.shown_by_n is None and found.p_dunnett > 0.5
-    assert columns["difference_low"] == columns["difference_high"] == pytest.approx(0.1)
-    assert "All pairs differ by the same, so of other seeds nothing is known" in lines[0]
+    wrong = np.zeros((4, 3, 1000), dtype=bool)
+    wrong[:, :, :111] = wrong[1, :, 111:121] = True  # a point more; as much; some more, some less
+    wrong[3, 0, 111:116] = wrong[3, 1, 111:117] = True
+    for p_L, of_row in zip((1.0, 0.5, 0.8, 0.9), wrong, strict=True):
+        write_row(tmp_path / str(p_L), LINEAR | {"p_L": p_L}, of_row)
+    rows = rows_of(tmp_path)
+    for p_L, size in ((0.5, "Test error 1.00 points higher"), (0.8, "Test error equal")):
+        found, columns, lines = rows[p_L]
+        assert found.p is found.seeds is found.both is found.shown_by_n is None
+        assert columns["difference_low"] is columns["difference_both_low"] is None  # not 1 to 1
+        assert found.p_dunnett is not None and found.images is not None
+        nothing = "All pairs differ by the same, so of other seeds nothing is known."
+        assert lines[0] == f"{size}. {nothing}"
+        assert not any(line.startswith("For other seeds") for line in lines)
+    tested = rows[0.9][0]  # alone, so there is nothing to adjust for
+    assert tested.p is not None and tested.p_holm is None and tested.rows == 1
+
+
+def test_what_rounds_to_nothing_has_no_sign():
+    found = Difference(None, {0: -1e-4, 1: 1e-4}, seeds=(-1e-3, 1e-3))
+    row = {"times_not_comparable": "", "time_saving": -1e-5, "gates_saving": -1e-9}
+    row |= {"time_saving_low": -2e-5, "time_saving_high": -0.0}
+    row |= {"reference": "a", "id": "b", "difference_n": 2, "n": 2, "difference_mean": -1e-4}
+    row |= {"difference_low": -1e-3, "difference_high": 1e-3}
+    said = [*difference_text._lines(found, row), text._difference(row), text._saving(row)]
+    assert "-0.0" not in (said := " ".join(said)) and "-0 " not in said and "-0," not in said
+    assert text._difference(row) == "+0.00 [+0.00, +0.00]"
+
+
+@pytest.mark.parametrize(
+    "seconds, said",
+    [
+        ((754.71, 1129.6), "755 ± 1,130"),
+        ((69.71, 0.356), "69.7 ± 0.36"),
+        ((99.97, 99.7), "100 ± 100"),
+        ((0.04567, None), "0.0457"),
+    ],
+)
+def test_seconds_are_written_out(seconds, said):
+    assert text._seconds(*seconds) == said

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdnet import LinearDecay, resnet_cifar, resnet_imagenet, tiny_resnet
+from sdnet import GateSampler, LinearDecay, Uniform, resnet_cifar, resnet_imagenet, tiny_resnet
 from sdnet.analysis import plots
 from sdnet.analysis.cost import BlockCost, Cost, network_cost
 from sdnet.analysis.plan import show_plan
@@ -206,7 +206,7 @@ def test_the_plan_lists_blocks_totals_data_and_the_run():
 
     def shown():
         console = Console(file=io.StringIO(), width=100)
-        show_plan(console, config, data, model)
+        show_plan(console, config, data, model, network_cost(model, data.image_shape))
         return console.file.getvalue().splitlines()
 
     conv = 9 * 64 * 16 * 16
@@ -277,7 +277,7 @@ def test_the_plan_says_how_near_a_budget_is_met():
     config["trainer"] = {"batch_size": 10, "budget": 2}
     config["trainer"]["epochs"] = epochs = cost.epochs_for(2, 100, 10)
     console = Console(file=io.StringIO(), width=100)
-    show_plan(console, config, data, model)
+    show_plan(console, config, data, model, cost)
     training, budget = console.file.getvalue().splitlines()[-3:-1]
     off = epochs * cost.expected_share / 2 - 1
     assert epochs != int(epochs)
@@ -290,13 +290,24 @@ def test_a_projection_is_shown_with_its_block_and_rules_part_the_stages():
     config |= {"schedule": {"_target_": "mine.S"}, "trainer": {"epochs": 1, "batch_size": 1}}
     data = SimpleNamespace(image_shape=(3, 8, 8), classes=[0], train=[0], validation=None, test=[])
     console = Console(file=io.StringIO(), width=100)
-    show_plan(console, config, data, resnet_cifar(14, shortcut="projection", num_classes=1))
+    model = resnet_cifar(14, shortcut="projection", num_classes=1)
+    show_plan(console, config, data, model, network_cost(model, data.image_shape))
     lines = console.file.getvalue().splitlines()
     kinds = ["rule" if "─" in line else line.split()[1] for line in lines[4:-6]]
     assert kinds == ["1", "2", "rule", "3", "4", "rule", "5", "6", "rule", "all"]
     third = next(line for line in lines if line.split()[1:2] == ["3"])
     macs = 9 * 16 * (16 + 32) * 32 + 16 * 16 * 32
     assert f"{macs:,}" in third
+
+
+@pytest.mark.parametrize("rows, survival", [(4, 0.9), (4, 0.1), (5, 0.5), (64, 0.7)])
+def test_subsets_of_few_images_are_counted_as_they_are_drawn(rows, survival):
+    model = resnet_cifar(14, granularity="subset", schedule=Uniform(survival))
+    cost = network_cost(model, (3, 8, 8), rows=rows)
+    opened = GateSampler(model, 0).draw(0, [rows, rows]).double().mean(1)
+    closed = sum((1 - p) * b.branch_macs for p, b in zip(opened, cost.blocks, strict=True))
+    assert cost.expected_macs == pytest.approx(float(cost.macs - closed))
+    assert {block.survival for block in cost.blocks} == {survival}
 
 
 def test_masks_save_no_compute():

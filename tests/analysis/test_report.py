@@ -279,6 +279,7 @@ def test_what_is_left_out_says_why(sweep):
     write_run(sweep / "a-running", 9, ((9, 9), (8, 8)), {"status": "running"})
     write_run(sweep / "a-stopped", 9, ((9, 9),), {"status": "interrupted"})
     (sweep / "a-stopped" / "metrics.csv").unlink()
+    write_run(sweep / "a-budget", 9, ((9, 9),), {"status": "running"}, trainer__budget=40)
     write_run(sweep / "diverged", 9, summary={"status": "diverged", "reason": "loss is nan"})
     write_run(sweep / "failed", 9, summary={"status": "failed", "reason": "OSError: disk [full]"})
     broken("half-config", "config.yaml", "model: [1,")
@@ -293,6 +294,7 @@ def test_what_is_left_out_says_why(sweep):
     for name, reason in {
         "a-running": "unfinished: running, epoch 2 of 3",
         "a-stopped": "unfinished: interrupted, epoch 0 of 3",
+        "a-budget": "unfinished: running, epoch 1",  # not of 3: the budget says how many
         "diverged": "diverged: loss is nan",
         "failed": "failed: OSError: disk [full]",
         "half-config": "unreadable: config.yaml: ",
@@ -301,7 +303,8 @@ def test_what_is_left_out_says_why(sweep):
         "no-result": "unreadable: summary.json has no test_error",
         "other-rule": "unreadable: summary.json and metrics.csv do not agree on test_error",
     }.items():
-        assert reasons.pop(name).startswith(reason), name
+        found = reasons.pop(name)
+        assert found.startswith(reason) and " of 3" not in found.removeprefix(reason), name
         assert reason in printed and reason in markdown
     assert not reasons
 
@@ -520,6 +523,27 @@ def test_more_time_than_gates_save_is_not_comparable(tmp_path, active, macs, set
     row = row_with(report(tmp_path, baseline="schedule=constant")[0], schedule="linear_decay")
     assert row["times_not_comparable"].startswith(reason)
     assert bool(row["times_not_comparable"]) == bool(reason) == math.isnan(row["time_saving"])
+
+
+@pytest.mark.parametrize(
+    "seconds, plausible", [(3.0, False), (5.2, True), (8.0, True), (12.0, True)]
+)
+def test_times_compare_whichever_row_is_the_baseline(tmp_path, seconds, plausible):
+    linear = {"mean_active_blocks": 4.5, "seconds_per_epoch": seconds}
+    write_run(tmp_path / "linear", 0, summary=linear, schedule=LINEAR)
+    constant = {"mean_active_blocks": 9, "seconds_per_epoch": 10.0}
+    write_run(tmp_path / "constant", 0, summary=constant, schedule=CONSTANT)
+    there = row_with(report(tmp_path)[0], schedule="linear_decay")
+    back = row_with(report(tmp_path, baseline="schedule.p_L=0.5")[0], schedule="constant")
+    for row in (there, back):
+        assert (row["times_not_comparable"] == "") == plausible
+    if plausible:
+        assert (1 - there["time_saving"]) * (1 - back["time_saving"]) == pytest.approx(1)
+    else:
+        said = "70.0 % saved{}, more than the 50.0 % that gates skip"
+        assert there["times_not_comparable"] == said.format("")
+        assert back["times_not_comparable"] == said.format(" by the reference")
+        assert "No figure of error against time: not all times are" in report(tmp_path)[1]
 
 
 def test_what_else_differs_may_save_any_time(tmp_path):
@@ -935,6 +959,17 @@ def test_columns_can_be_chosen_by_name(sweep, capsys):
     told = capsys.readouterr().err
     assert told.startswith("error: --columns: there is no column error; there are id, test error, ")
     assert told.count("\n") == 1
+    for options in (["--columns", ""], ["--baseline", ""]):  # a variable that is not set
+        assert main(["report", str(sweep), *options]) == 1
+        assert capsys.readouterr().err.startswith(f"error: {options[0]}")
+
+
+def test_no_setting_takes_the_place_of_an_id(tmp_path):
+    for name in ("`<script>", "b"):
+        write_run(tmp_path / name, id=name, schedule=CONSTANT)
+    result, _ = report(tmp_path)
+    assert all(re.fullmatch("[0-9a-f]{8}", found) for found in result.table["id"])
+    assert "<script>" not in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_runs_that_say_nothing_of_wandb_are_reported_without_it(tmp_path, capsys):

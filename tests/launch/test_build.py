@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sdnet import BasicBlock, Bottleneck, Constant, ResNet, Uniform, resnet_cifar
-from sdnet.analysis.cost import Cost
+from sdnet.analysis.cost import BlockCost, Cost
 from sdnet.config import targets
 from sdnet.config.errors import ConfigError
 from sdnet.launch import build
@@ -56,6 +56,27 @@ def test_a_budget_needs_multiply_adds(changed):
         training_cost(config, one_shape, Constant(), (3, 8, 8))
     config["trainer"]["budget"] = None
     assert training_cost(config, one_shape, Constant(), (3, 8, 8)) is None
+    config["show"] = True
+    with pytest.raises(ConfigError, match=r"^show must be false for Sequential, .* got True$"):
+        training_cost(config, one_shape, Constant(), (3, 8, 8))
+
+
+@pytest.mark.parametrize("images", [10, 1280, 1300])
+def test_a_budget_is_worth_a_step(changed, images):
+    steps = -(-images // 128)
+    step = min(128, images) / images  # of an epoch
+    for cost in (
+        Cost([], 1, 9, "batch"),
+        Cost([BlockCost(1, 0.5, 0, 6, 0, 1, "a")], 1, 9, "batch"),
+    ):
+        share = cost.expected_share * step
+        for budget in (share, 0.6 * share):
+            of_one = budgeted(changed({"trainer.budget": budget}), cost, images)
+            assert of_one["trainer"]["epochs"] == 1 / steps
+        for budget in (0.4 * share, 1e-9):
+            message = rf"^trainer\.budget must be worth a step, of which an epoch has {steps}, got "
+            with pytest.raises(ConfigError, match=message):
+                budgeted(changed({"trainer.budget": budget}), cost, images)
 
 
 def equal(model, other):

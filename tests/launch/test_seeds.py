@@ -98,8 +98,9 @@ def test_what_several_seeds_do_not_go_with_is_told(config, monkeypatch, change, 
 
 
 def test_a_search_never_chooses_a_seed_and_a_grid_has_them_apart(swept):
-    for typed in ("seed=0,1", "seed=choice(0,1)", "seed=range(3)"):
-        with pytest.raises(ConfigError, match=r"^seed must be one value in a search"):
+    some = ("seeds=[0],[1]", "seeds=choice([0,1],[2,3])")  # the luckiest few
+    for typed in ("seed=0,1", "seed=choice(0,1)", "seed=range(3)", *some):
+        with pytest.raises(ConfigError, match=r"^seeds? must be one value in a search"):
             sweep_plan.plan(swept(*SMALL, typed, "schedule.p_L=interval(0.3,1)"), grid=False)
     message = r"seeds is for a search; here it is seed=0,1, got \[0,1\]$"
     with pytest.raises(ConfigError, match=message):

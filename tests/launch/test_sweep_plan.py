@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from sdnet.config.errors import ConfigError
-from sdnet.launch import build, sweep, sweep_plan
+from sdnet.launch import budget, build, sweep, sweep_plan
 from sdnet.launch.sweep_plan import Point
 from sdnet.listeners import wandb as tracking
 from sdnet.runs.folder import RESULT, RunFolder
@@ -59,8 +59,20 @@ def test_each_run_of_a_sweep_has_the_epochs_that_the_budget_is_for_it(swept):
     assert epochs[0] > epochs[1] > epochs[2] == 3
     console = Console(file=io.StringIO(), width=200)
     sweep_plan.show(console, points)
-    ends = [line.split()[-1] for line in console.file.getvalue().splitlines() if "-pL" in line]
-    assert ends == [f"{e:.6g}" for e in epochs]
+    ends = [line.split()[-2:] for line in console.file.getvalue().splitlines() if "-pL" in line]
+    assert [said for said, _ in ends] == [f"{e:.6g}" for e in epochs]
+    assert ends[2][1] == "(+0.00%)" != ends[0][1] and all("0." in off for _, off in ends)
+
+
+def test_a_sweep_says_in_a_line_that_a_network_cannot_be_counted(swept, monkeypatch):
+    def uncountable(*given):
+        raise RuntimeError("no copies")
+
+    monkeypatch.setattr(budget, "network_cost", uncountable)
+    points = sweep_plan.plan(swept(*SMALL, "trainer.budget=3", "schedule.p_L=0.5,0.8"))
+    for call in (lambda: sweep_plan.check(points, True, 1), lambda: sweep_plan.show(None, points)):
+        with pytest.raises(ConfigError, match=r"trainer\.budget must be null for .*no copies"):
+            call()
 
 
 def test_presets_hold_the_runs_of_the_papers_figure(swept):
