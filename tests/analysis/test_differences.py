@@ -25,7 +25,7 @@ from sdnet.analysis.inference import (
 from sdnet.analysis.references import find_references
 from sdnet.analysis.statistics import summary_row
 from sdnet.runs.predictions import Predictions, write_predictions
-from tests.analysis.test_report import LINEAR, write_run
+from tests.analysis.report_runs import LINEAR, write_run
 
 SWEEPS = 2000
 
