@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from sdnet.analysis.figure_data import Curve, Spread
@@ -116,17 +117,21 @@ def legend(figure: Figure, entries: dict[str, Any], title: str, several: bool) -
     size = plt.rcParams["legend.fontsize"]
     lines = [title, *([RANGE] if several else [])]
     options = {"title": "\n".join(filter(None, lines)), "title_fontsize": size}
-    for columns in (4, 3, 2, 1):
-        made = figure.legend(
-            entries.values(), entries.keys(), loc="outside upper center", ncols=columns, **options
-        )
+    made = fitting_legend(figure, entries, 4, loc="outside upper center", **options)
+    box = made.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(max(width, box.width + 0.2), height + box.height)
+
+
+def fitting_legend(figure: Figure, entries: dict[str, Any], most: int, **options: Any) -> Legend:
+    """A legend outside of the panels, in as many columns as fit."""
+    for columns in range(most, 0, -1):
+        made = figure.legend(entries.values(), entries.keys(), ncols=columns, **options)
         made.get_title().set_parse_math(False)
-        box = made.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-        width, height = figure.get_size_inches()
-        if box.width < 0.98 * width or columns == 1:
-            figure.set_size_inches(max(width, box.width + 0.2), height + box.height)
-            return
+        if columns == 1 or made.get_window_extent().width < 0.98 * figure.bbox.width:
+            return made
         made.remove()
+    raise ValueError("a legend has a column at least")
 
 
 def with_n(text: str, several: Sequence[Spread]) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sdnet.analysis.figure_style import COLORS, DASHES, MARKERS, STYLES, save
+from sdnet.analysis.figure_style import COLORS, DASHES, MARKERS, STYLES, fitting_legend, save
 
 Rows = Sequence[Mapping[str, Any]]
 Named = Mapping[str, Rows]
@@ -19,11 +19,11 @@ RC = STYLES["screen"].rc
 MOST_LABELS = 20  # steps of a front that are numbered each
 MEASURES = {  # of averages: the column, its title
     "error": "error (%)",
-    "loss": "negative log-likelihood",
+    "loss": "negative\nlog-likelihood",
     "brier": "Brier score",
-    "ece": "calibration error (%)",
-    "auarc": "AUARC by confidence (%)",
-    "auarc_entropy": "AUARC by entropy (%)",
+    "ece": "calibration\nerror (%)",
+    "auarc": "AUARC (%)\nby confidence",
+    "auarc_entropy": "AUARC (%)\nby entropy",
 }
 
 
@@ -242,8 +242,8 @@ def _finish(figure: Figure, named: Named, title: str, stem: Path) -> Path:
     if len(named) == 1:
         title = f"{next(iter(named))}\n{title}"
     else:
-        handles = figure.axes[0].get_legend_handles_labels()
-        columns = 3 if max(map(len, named)) < 30 else 1
-        figure.legend(*handles, loc="outside lower center", ncols=columns)
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        entries = dict(zip(names, handles, strict=True))
+        fitting_legend(figure, entries, 3, loc="outside lower center")
     figure.suptitle(title, fontsize=10, parse_math=False)
     return save(figure, stem)

@@ -1,5 +1,7 @@
 """The figures by what is drawn in them: matplotlib's artists, not files."""
 
+import itertools
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -43,7 +45,10 @@ def figure(monkeypatch, tmp_path):
         assert OF in title.get_text()
         box = title.get_window_extent(renderer)
         assert edge.x0 <= box.x0 and box.x1 <= edge.x1 and box.y1 <= edge.y1
-        assert all(legend.get_window_extent().x1 <= edge.x1 for legend in kept[-1].legends)
+        boxes = [legend.get_window_extent() for legend in kept[-1].legends]
+        assert all(edge.x0 <= box.x0 and box.x1 <= edge.x1 for box in boxes)
+        titles = [axes.title.get_window_extent() for axes in kept[-1].axes if axes.get_title()]
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(titles, 2))
         drawn = [line for axes in kept[-1].axes for line in axes.lines if line.get_marker() == "s"]
         assert {line.get_color() for line in drawn} <= {"tab:pink"}  # of all that are second
         for axes in kept[-1].axes:  # no point is outside of its panel
@@ -69,9 +74,10 @@ def lines(axes):
 
 
 def named(rows):
-    """Of two runs, the second with half the numbers of the first."""
+    """Of four runs, the others with half the numbers of the first."""
     halves = [{k: v / 2 if "error" in k else v for k, v in row.items()} for row in rows]
-    return {"constant depth": rows, "linear decay, p_L = 0.5": halves}
+    others = {f"linear decay, p_L {p_L} (n = 3)": halves for p_L in (0.5, 0.8, 0.9)}
+    return {"constant depth (n = 3)": rows} | others
 
 
 def texts(figure):
@@ -83,12 +89,12 @@ def test_the_damage_of_each_lesion_stands_above_its_survival(figure):
     drawn = figure(figures.plot_lesions, named(LESIONS))
     top, bottom = drawn.axes
     heights = [bar.get_height() for bar in top.patches]
-    assert heights == [-1, 2, 5, 8, -0.5, 1, 2.5, 4]
+    assert heights == [-1, 2, 5, 8, *[-0.5, 1, 2.5, 4] * 3]
     centres = [bar.get_x() + bar.get_width() / 2 for bar in top.patches]
-    assert np.round(centres).tolist() == [1, 2, 3, 4] * 2
+    assert np.round(centres).tolist() == [1, 2, 3, 4] * 4
     survival = [[g, 1 - g / 10] for g in range(1, 5)]
-    assert lines(bottom)[:2] == [pytest.approx(np.array(survival))] * 2
-    assert [line.get_xdata()[0] for line in bottom.lines[2:]] == [2.5]  # between the stages
+    assert lines(bottom)[:4] == [pytest.approx(np.array(survival))] * 4
+    assert [line.get_xdata()[0] for line in bottom.lines[4:]] == [2.5]  # between the stages
     assert texts(drawn) == list(named(LESIONS))
     assert "points" in top.get_ylabel() and all(labels(bottom))
     alone = figure(figures.plot_lesions, {"net on data": LESIONS})
@@ -118,7 +124,7 @@ def test_a_panel_for_each_stage_that_is_cut_short(figure):
 def test_a_front_names_the_branches_that_go(figure):
     (axes,) = figure(figures.plot_pareto, named(FRONT)).axes
     assert lines(axes)[0] == [[9, 5], [5, 8], [7, 6], [6, 7]]
-    assert [text.get_text() for text in axes.texts] == ["3", "1", "2"] * 2
+    assert [text.get_text() for text in axes.texts] == ["3", "1", "2"] * 4
     assert axes.xaxis_inverted() and "millions" in axes.get_xlabel() and axes.get_ylabel()
     assert "say which\n" in axes.figure._suptitle.get_text()
     unsure = [*FRONT[:2], FRONT[2] | {"gate": ""}, *FRONT[3:]]  # a group's, see `means`
@@ -127,6 +133,8 @@ def test_a_front_names_the_branches_that_go(figure):
 
 
 def test_a_panel_for_each_measure_of_averages(figure):
+    named = [row | {"name": f"uniform, p_L 0.5, depth 110 (n = 3): {row['name']}"} for row in MEANS]
+    figure(figures.plot_averages, named, "net")
     drawn = figure(figures.plot_averages, MEANS, "net")
     assert [axes.get_title() for axes in drawn.axes] == list(figures.MEASURES.values())
     first = drawn.axes[0]
