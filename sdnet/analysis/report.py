@@ -129,16 +129,13 @@ def write_report(
         common = text.common_settings(groups)
         parts = (title, printed, rows, notes, common, drawn, left_out)
         write_atomically(out / "report.md", text.markdown(*parts, above, blocks))
-        sections = [
-            ("", notes),
-            ("In all rows", above),
-            ("Settings of all rows", [f"{key}: {value}" for key, value in common.items()]),
-            *((f"Difference: {block.title}", block.lines) for block in blocks),
-            (f"Left out ({len(left_out)})", list(map(text.said, left_out))),
-        ]
+        sections = [(f"Difference: {block.title}", block.lines) for block in blocks]
+        if left_out:
+            sections.append((f"Left out ({len(left_out)})", list(map(text.said, left_out))))
         commands = {f"{row['id']} (commit {row['commit']})": row["command"] for row in rows}
-        filled = [section for section in sections if section[1]]
-        write_atomically(out / "report.html", page(title, printed, filled, drawn, commands))
+        settings = [f"{key}: {value}" for key, value in common.items()]
+        parts = (title, above, printed, notes, drawn, sections, commands, settings)
+        write_atomically(out / "report.html", page(*parts))
     except OSError as error:
         where = f"{out} cannot be written ({error.strerror}): --out names another folder"
         raise ReportError(where) from error

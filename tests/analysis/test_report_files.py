@@ -148,7 +148,18 @@ def test_the_page_has_the_table_and_the_figures_in_one_file(sweep, tmp_path, mon
     picture.write_bytes(b"\x89PNG")
     monkeypatch.setattr("sdnet.analysis.figures.draw", lambda *arguments: [picture])
     _, printed = report(sweep)
-    html = Html((sweep / "report" / "report.html").read_text())
+    page = (sweep / "report" / "report.html").read_text()
+    parts = (
+        "<h1>",
+        "<table>",
+        "<img",
+        "<h2>Difference: ",
+        "<h2>Commands",
+        "<h2>Settings of all rows",
+    )
+    places = [page.index(part) for part in parts]
+    assert places == sorted(places)  # the longest comes last
+    html = Html(page)
     assert {row[0]: row[1:] for row in html.rows[1:]} == cells_of(printed)
     assert html.sources == ["data:image/png;base64,iVBORw=="]  # nothing is fetched
 

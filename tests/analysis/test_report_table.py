@@ -91,6 +91,8 @@ def test_what_all_rows_have_in_common_stands_above_the_table(tmp_path):
     assert {"n: 2", "seeds: 0 1"} <= set(above.splitlines())
     page = (tmp_path / "report" / "report.md").read_text()
     assert "- n: 2\n- seeds: 0 1\n" in page
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert "<li>n: 2</li>\n<li>seeds: 0 1</li>" in html.partition("<table>")[0]
     head = next(line for line in page.splitlines() if line.startswith("| id"))
     names = [name.strip() for name in head.split("|")[1:-1]]
     results = ["test error (%)", "difference (points)", "validation error (%)"]
