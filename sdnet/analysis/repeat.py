@@ -16,7 +16,7 @@ def command(group: Group) -> str:
     recorded = (run.provenance.get("overrides") for run in group.runs)
     overrides = next((found for found in recorded if found is not None), None)
     if overrides is None:
-        return "unknown"
+        return "unknown: no provenance.json says it"
     names = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
     kept = [o for o, name in zip(overrides, names, strict=True) if name not in NOT_REPRODUCING]
     kept.append(f"seed={','.join(str(run.seed) for run in group.runs)}")

@@ -21,13 +21,29 @@ def is_own(module: nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] != "sdnet"
 
 
+def copied(module: nn.Module) -> nn.Module:
+    """A copy to try something on.
+
+    Raises:
+        ConfigError: it holds what cannot be copied.
+    """
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:
+        raise ConfigError(
+            f"model: {type(module).__name__} is tried on a copy before its run, and "
+            f"copy.deepcopy fails on it ({type(error).__name__}: {one_line(error)})"
+        ) from error
+
+
 def try_network(model: nn.Module, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Computes some images, and each kind of block with open and with closed gates.
 
     sdnet's own networks pass unseen. The network is not changed, nor torch's generators.
 
     Raises:
-        ConfigError: no logits (N, num_classes), or a block whose gate makes no difference.
+        ConfigError: no logits (N, num_classes), a block whose gate makes no difference, or a
+            network that cannot be copied.
     """
     if not any(map(is_own, (model, *gated_modules(model)))):
         return
@@ -38,7 +54,7 @@ def try_network(model: nn.Module, image_shape: tuple[int, int, int], num_classes
     def note(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         called.setdefault(type(block), (block, args, kwargs))
 
-    tried = copy.deepcopy(model).train()
+    tried = copied(model).train()
     blocks = gated_modules(tried)
     for block in blocks:
         block.register_forward_pre_hook(note, with_kwargs=True)
@@ -72,7 +88,7 @@ def try_network(model: nn.Module, image_shape: tuple[int, int, int], num_classes
 
 def _try_gate(block: Gated, args: tuple, kwargs: dict[str, Any]) -> None:
     """Open, closed and half open gates must make the difference that they are there for."""
-    block = copy.deepcopy(block).train()
+    block = copied(block).train()
     device = next(block.parameters(), torch.empty(0)).device
 
     def output(*is_open: bool) -> Any:

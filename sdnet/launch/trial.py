@@ -1,6 +1,5 @@
 """What would end a run in its midst, tried before it begins."""
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch.optim import Optimizer
 from sdnet import rng
 from sdnet.config.errors import ConfigError, one_line
 from sdnet.data.batches import part_sizes
+from sdnet.launch.own_network import copied
 from sdnet.models.gates import gated_modules, granularity_of, set_gates, subset_size
 from sdnet.models.layout import Layout
 from sdnet.training.optim import factor_of
@@ -101,7 +101,7 @@ def check_least_rows(
     open_rows = [subset_size(n, min(p)) if subset else n for p in zip(*ends, strict=True)]
     if min(open_rows) > 1:
         return
-    model = copy.deepcopy(model).train()
+    model = copied(model).train()
     x = torch.zeros(n, *image_shape, device=next(model.parameters()).device)
     if granularity_of(model) == "batch":
         gates = torch.ones(len(gated_modules(model)), dtype=torch.bool)

@@ -75,7 +75,7 @@ def test_the_settings_of_all_rows_are_listed_once_and_what_was_not_recorded_is_u
     assert "selection" not in lines[2]  # one rule for all
     write_run(sweep / "old", where={"overrides": None}, trainer__epochs=4)
     result, _ = report(sweep)
-    assert row_with(result, trainer__epochs=4)["command"] == "unknown"
+    assert row_with(result, trainer__epochs=4)["command"].startswith("unknown")
     lines = (sweep / "report" / "report.md").read_text().splitlines()
     listed = lines[lines.index("## Settings of all rows") + 2].split(", ")
     assert "optimizer.lr 0.1" in listed and not any("trainer.epochs" in text for text in listed)

@@ -1,5 +1,7 @@
 """What is found of a network of one's own before its run begins."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -104,4 +106,12 @@ def test_what_is_no_network_for_the_data_is_told_with_both_shapes(device):
     model.head = nn.Identity()
     model.norm.forward = lambda x: (x, x)
     with pytest.raises(ConfigError, match=r"got tuple for \(4, 3, 2, 2\)"):
+        try_network(model, (3, 2, 2), 3)
+
+
+@pytest.mark.parametrize("where", ["network", "block"])
+def test_what_cannot_be_copied_is_told_in_one_line(where):
+    model = Net(Mlp("batch"))
+    (model if where == "network" else model.blocks[0]).lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"^model: Net is tried on a copy.*TypeError: .*lock.*$"):
         try_network(model, (3, 2, 2), 3)
