@@ -27,7 +27,8 @@ def chosen(printed: Rows, names: Sequence[str]) -> tuple[list[dict[str, str]], d
     several = {row["n"] for row in printed}
     told = not kept.keys().isdisjoint(("n", "seeds"))
     same = {"n": several.pop()} if len(several) == 1 and not told else {}
-    kept |= {} if same or told else {"n": None}
+    if len(several) > 1 and not told:
+        kept["n"] = None
     return [{column: row[column] for column in kept} for row in printed], same
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from sdnet.models.gates import granularity_of, subset_size
+from sdnet.models.gates import granularity_of
 from sdnet.models.layout import Layout, branch_modules
 from sdnet.models.macs import Macs
 
@@ -14,7 +14,8 @@ from sdnet.models.macs import Macs
 class BlockCost:
     """One residual branch; `branch_macs` are the multiply-adds per image a closed gate saves.
 
-    A block, counted from 1, may have several; `module` is the path of the branch's gate.
+    A block, counted from 1, may have several; `module` is the path of the branch's gate. It is run
+    on the share `run_on` of the images: its survival, or what that is when it is rounded.
     """
 
     stage: int
@@ -24,21 +25,17 @@ class BlockCost:
     shortcut_macs: int
     block: int
     module: str
+    run_on: float
 
 
 @dataclass
 class Cost:
-    """A network's cost per image in one forward pass; see `Macs`.
-
-    Attributes:
-        rows: of each part in which a mini-batch is computed, of which `subset` gates open so many.
-    """
+    """A network's cost per image in one forward pass; see `Macs`."""
 
     blocks: list[BlockCost]
     parameters: int
     macs: int
     granularity: str
-    rows: int | None = None
 
     @property
     def expected_blocks(self) -> float:
@@ -50,13 +47,7 @@ class Cost:
         """Multiply-adds expected in training, where closed gates skip their branch."""
         if self.granularity == "sample":
             return float(self.macs)  # masks save nothing
-        return self.macs - sum((1.0 - self._open(b.survival)) * b.branch_macs for b in self.blocks)
-
-    def _open(self, survival: float) -> float:
-        """The share of the images on which a branch runs: of few, it is rounded."""
-        if self.granularity != "subset" or self.rows is None:
-            return survival
-        return subset_size(self.rows, survival) / self.rows
+        return self.macs - sum((1.0 - b.run_on) * b.branch_macs for b in self.blocks)
 
     @property
     def expected_share(self) -> float:
@@ -90,19 +81,20 @@ def network_cost(
     model: nn.Module,
     image_shape: Sequence[int],
     survival: Sequence[float] | None = None,
-    rows: int | None = None,
+    run_on: Sequence[float] | None = None,
 ) -> Cost:
     """The cost of a network with gates for images (C, H, W); see `Macs`. It is not changed.
 
     Args:
         survival: of each gate; None: what it has now.
-        rows: see `Cost`; None: as many that nothing is rounded.
+        run_on: of each gate, the share of the images on which its branch runs; None: its survival.
     """
     layout, macs = Layout(model), Macs(model, image_shape)
     modules, saved = branch_modules(model), macs.of_gates()
     names = {module: name for name, module in model.named_modules()}
     survival = survival or [gate.survival for gate in layout.gates]
-    gates = zip(layout.block_of, layout.stages, layout.gates, survival, strict=True)
+    shares = survival if run_on is None else run_on
+    gates = zip(layout.block_of, layout.stages, layout.gates, survival, shares, strict=True)
     blocks = [
         BlockCost(
             stage,
@@ -111,10 +103,11 @@ def network_cost(
             *saved[gate],
             block + 1,
             names[gate],
+            share,
         )
-        for block, stage, gate, p in gates
+        for block, stage, gate, p, share in gates
     ]
-    return Cost(blocks, _parameters(model, [""]), macs.total, granularity_of(model), rows)
+    return Cost(blocks, _parameters(model, [""]), macs.total, granularity_of(model))
 
 
 def _parameters(model: nn.Module, paths: Sequence[str]) -> int:

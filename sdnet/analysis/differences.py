@@ -215,9 +215,7 @@ def _adjust(reference: Group, rows: Sequence[Group], found: Sequence[Difference]
         for difference, p in zip(tested, holm([d.p for d in tested]), strict=True):
             difference.p_holm, difference.rows = float(p), len(tested)
     errors = [[run.summary["test_error"] for run in row.runs] for row in (reference, *rows)]
-    if any(
-        np.ptp(of_row) > SAME for of_row in errors
-    ):  # else there is no deviation to compare with
+    if max(map(np.ptp, errors)) > SAME:  # else there is no deviation to compare with
         with warnings.catch_warnings():  # of a row whose runs are equal: its variance is right, 0
             warnings.simplefilter("ignore", RuntimeWarning)
             unpaired = stats.dunnett(*errors[1:], control=errors[0], rng=np.random.default_rng(0))

@@ -124,14 +124,13 @@ def legend(figure: Figure, entries: dict[str, Any], title: str, several: bool) -
 
 
 def fitting_legend(figure: Figure, entries: dict[str, Any], most: int, **options: Any) -> Legend:
-    """A legend outside of the panels, in as many columns as fit."""
-    for columns in range(most, 0, -1):
-        made = figure.legend(entries.values(), entries.keys(), ncols=columns, **options)
-        made.get_title().set_parse_math(False)
-        if columns == 1 or made.get_window_extent().width < 0.98 * figure.bbox.width:
-            return made
-        made.remove()
-    raise ValueError("a legend has a column at least")
+    """A legend outside of the panels, in as many columns as fit, and at most so many."""
+    made = figure.legend(entries.values(), entries.keys(), ncols=most, **options)
+    made.get_title().set_parse_math(False)
+    if most == 1 or made.get_window_extent().width < 0.98 * figure.bbox.width:
+        return made
+    made.remove()
+    return fitting_legend(figure, entries, most - 1, **options)
 
 
 def with_n(text: str, several: Sequence[Spread]) -> str:

@@ -7,7 +7,9 @@ from torch import nn
 
 from sdnet.analysis.cost import Cost, network_cost
 from sdnet.config.errors import ConfigError, one_line
+from sdnet.models.gates import granularity_of, subset_size
 from sdnet.models.layout import Layout
+from sdnet.models.schedules import survival_of
 
 log = logging.getLogger("sdnet")
 
@@ -18,9 +20,18 @@ def training_cost(config: dict[str, Any], model: nn.Module, schedule, image_shap
     None for one that cannot be counted, where neither a budget nor `show` asks for it.
     """
     settings = config["trainer"]
+    # Of a part of a step of one process: more processes train as many epochs.
     rows = settings["batch_size"] // settings["accumulate"]
+
+    def run_on(stage_blocks, progress):
+        """For each block the share of the images that gates let through: of few, it is rounded."""
+        survival = survival_of(schedule, stage_blocks, progress)
+        subset = granularity_of(model) == "subset"
+        return [subset_size(rows, p) / rows if subset else p for p in survival]
+
     try:
-        return network_cost(model, image_shape, Layout(model).mean_survival(schedule), rows)
+        mean = Layout(model).mean_survival
+        return network_cost(model, image_shape, mean(schedule), mean(run_on))
     except Exception as error:  # somebody else's network, which may not be made for a copy
         asked = {"trainer.budget must be null": settings.get("budget")}
         asked |= {"show must be false": config.get("show")}
@@ -38,7 +49,7 @@ def budgeted(config: dict[str, Any], cost: Cost | None, images: int) -> dict[str
     """The configuration with the epochs that its budget lasts; without a budget, as it is.
 
     Raises:
-        ConfigError: a budget for a network of which nothing is counted, or of less than a step.
+        ConfigError: a budget of less than half a step, or of what is not counted.
     """
     settings = config["trainer"]
     if cost is None or settings.get("budget") is None:
@@ -52,8 +63,8 @@ def budgeted(config: dict[str, Any], cost: Cost | None, images: int) -> dict[str
     epochs = cost.epochs_for(settings["budget"], *length)
     if cost.off(settings["budget"], epochs, *length) > 1:
         raise ConfigError(
-            f"trainer.budget must be worth a step, of which an epoch has {-(-images // length[1])}"
-            f", got {settings['budget']:g}"
+            f"trainer.budget must be worth half a step or more, and an epoch has "
+            f"{-(-images // length[1])}, got {settings['budget']:g}"
         )
     return config | {"trainer": settings | {"epochs": epochs}}
 

@@ -161,7 +161,12 @@ def _stop(number, frame):
 def _start(call: tuple) -> tuple[Any, Connection]:
     reader, writer = SPAWN.Pipe(duplex=False)
     process = SPAWN.Process(target=_work, args=(pickle.dumps(call), writer))
-    process.start()
+    # A sweep in the background of a script ignores ^C, which a process would inherit.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
     writer.close()
     return process, reader
 
@@ -170,8 +175,6 @@ def _work(call: bytes, answer: Connection) -> None:
     """A process from its beginning to its end."""
     if hasattr(os, "setsid"):
         os.setsid()  # a terminal's ^C is for the sweep, which hands it on
-    # which a sweep in the background of a script ignores, and its runs after it
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     processes.end_with_parent(signal.SIGINT)  # saved before
     try:
         function, *arguments = pickle.loads(call)

@@ -298,13 +298,14 @@ def show(console: Console, points: list[Point]) -> None:
     table = Table(*columns, box=box.SIMPLE)
     table.columns[0].overflow, table.columns[1].no_wrap = "fold", True
     for point in points:
-        model = _network(point.config, seen)
-        costs = seen.call(cost, point.config, ("dataset", "model", "schedule", "trainer"), model)
+        with _errors_in(point.label):
+            model = _network(point.config, seen)
+            groups = ("dataset", "model", "schedule", "trainer")
+            costs = seen.call(cost, point.config, groups, model)
         share = f"{costs.expected_share:.1%}"
         depth = f"{costs.expected_blocks:.2f} of {len(costs.blocks)}"
-        swept = point.swept.replace(" ", "\n")
         epochs = epochs_shown(point.config, costs, seen.call(_facts, point.config, DATA)[2])
-        row = (point.name, swept, describe(point), depth, share, epochs)
+        row = (point.name, point.swept.replace(" ", "\n"), describe(point), depth, share, epochs)
         table.add_row(*row[: len(columns)])
     console.print(table)
     console.print(count(points), soft_wrap=True)

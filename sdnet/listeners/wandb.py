@@ -118,7 +118,9 @@ def _keep_quiet(before: Callable) -> Callable:
 
     def hook(args):
         frames = traceback.walk_tb(args.exc_traceback)
-        if any(frame.f_globals["__name__"].startswith("wandb.") for frame, _ in frames):
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in frames]
+        began = next((name for name in modules if name != "threading"), "")
+        if began.startswith("wandb."):  # not where somebody else's thread called W&B
             log.debug("a thread of W&B's ended", exc_info=args.exc_value)
         else:
             before(args)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdnet import GateSampler, LinearDecay, Uniform, resnet_cifar, resnet_imagenet, tiny_resnet
+from sdnet import LinearDecay, resnet_cifar, resnet_imagenet, tiny_resnet
 from sdnet.analysis import plots
 from sdnet.analysis.cost import BlockCost, Cost, network_cost
 from sdnet.analysis.plan import show_plan
@@ -253,13 +253,13 @@ def test_the_plan_lists_blocks_totals_data_and_the_run():
 
 @given(st.floats(0.5, 100), st.floats(0.05, 1), st.integers(20, 2000), st.integers(2, 20))
 def test_a_budget_is_met_to_half_a_step(budget, survival, images, batch_size):
-    cost = Cost([BlockCost(1, survival, 0, 80, 0, 1, "a")], 0, 100, "batch")
+    cost = Cost([BlockCost(1, survival, 0, 80, 0, 1, "a", survival)], 0, 100, "batch")
     epochs = cost.epochs_for(budget, images, batch_size)
     steps = epochs * -(-images // batch_size)
     assert steps == pytest.approx(round(steps)) and round(steps) >= 1
     off = cost.training_macs(epochs, images, batch_size) - budget * images * cost.macs
     assert abs(off) <= (batch_size / 2 + 1e-6) * cost.expected_macs
-    constant = Cost([BlockCost(1, 1.0, 0, 80, 0, 1, "a")], 0, 100, "batch")
+    constant = Cost([BlockCost(1, 1.0, 0, 80, 0, 1, "a", 1.0)], 0, 100, "batch")
     assert constant.epochs_for(30, images, batch_size) == 30
     assert isinstance(constant.epochs_for(30, images, batch_size), int)
     masks = Cost(cost.blocks, 0, 100, "sample")
@@ -300,18 +300,8 @@ def test_a_projection_is_shown_with_its_block_and_rules_part_the_stages():
     assert f"{macs:,}" in third
 
 
-@pytest.mark.parametrize("rows, survival", [(4, 0.9), (4, 0.1), (5, 0.5), (64, 0.7)])
-def test_subsets_of_few_images_are_counted_as_they_are_drawn(rows, survival):
-    model = resnet_cifar(14, granularity="subset", schedule=Uniform(survival))
-    cost = network_cost(model, (3, 8, 8), rows=rows)
-    opened = GateSampler(model, 0).draw(0, [rows, rows]).double().mean(1)
-    closed = sum((1 - p) * b.branch_macs for p, b in zip(opened, cost.blocks, strict=True))
-    assert cost.expected_macs == pytest.approx(float(cost.macs - closed))
-    assert {block.survival for block in cost.blocks} == {survival}
-
-
 def test_masks_save_no_compute():
-    blocks = [BlockCost(1, 0.5, 0, 60, 10, 1, "a"), BlockCost(1, 0.75, 0, 20, 0, 2, "b")]
+    blocks = [BlockCost(1, 0.5, 0, 60, 10, 1, "a", 0.5), BlockCost(1, 0.75, 0, 20, 0, 2, "b", 0.75)]
     kinds = ("batch", "subset", "sample")
     assert [Cost(blocks, 0, 100, kind).expected_share for kind in kinds] == [0.65, 0.65, 1.0]
     for kind in kinds:

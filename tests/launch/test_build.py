@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from sdnet import BasicBlock, Bottleneck, Constant, ResNet, Uniform, resnet_cifar
+from sdnet import BasicBlock, Bottleneck, Constant, GateSampler, ResNet, Uniform, resnet_cifar
 from sdnet.analysis.cost import BlockCost, Cost
 from sdnet.config import targets
 from sdnet.config.errors import ConfigError
 from sdnet.launch import build
 from sdnet.launch.budget import budgeted, training_cost
+from sdnet.models.gates import set_survival
+from sdnet.models.layout import Layout
 from sdnet.training import optim
 from sdnet.training.distributed import World
 from tests.config.composed import composed
@@ -44,12 +46,10 @@ def changed(config):
 
 def test_a_budget_needs_multiply_adds(changed):
     config = changed({"trainer.budget": 30})
-    for cost, says in ((Cost([], 1, 0, "batch"), "without a layer whose"), (None, "")):
-        if cost is None:
-            assert budgeted(config, cost, 10) is config
-            continue
-        with pytest.raises(ConfigError, match=rf"^trainer\.budget must be null .*{says}.*got 30$"):
-            budgeted(config, cost, 10)
+    assert budgeted(config, None, 10) is config
+    message = r"^trainer\.budget must be null .*without a layer whose.*got 30$"
+    with pytest.raises(ConfigError, match=message):
+        budgeted(config, Cost([], 1, 0, "batch"), 10)
     one_shape = nn.Sequential(nn.Flatten(), nn.Linear(3, 1))
     message = r"^trainer\.budget must be null for Sequential, whose .* got 30$"
     with pytest.raises(ConfigError, match=message):
@@ -62,21 +62,41 @@ def test_a_budget_needs_multiply_adds(changed):
 
 
 @pytest.mark.parametrize("images", [10, 1280, 1300])
-def test_a_budget_is_worth_a_step(changed, images):
+def test_a_budget_is_worth_half_a_step(changed, images):
     steps = -(-images // 128)
     step = min(128, images) / images  # of an epoch
     for cost in (
         Cost([], 1, 9, "batch"),
-        Cost([BlockCost(1, 0.5, 0, 6, 0, 1, "a")], 1, 9, "batch"),
+        Cost([BlockCost(1, 0.5, 0, 6, 0, 1, "a", 0.5)], 1, 9, "batch"),
     ):
         share = cost.expected_share * step
         for budget in (share, 0.6 * share):
             of_one = budgeted(changed({"trainer.budget": budget}), cost, images)
             assert of_one["trainer"]["epochs"] == 1 / steps
         for budget in (0.4 * share, 1e-9):
-            message = rf"^trainer\.budget must be worth a step, of which an epoch has {steps}, got "
+            message = rf"^trainer\.budget must be worth half a step or more, .* has {steps}, got "
             with pytest.raises(ConfigError, match=message):
                 budgeted(changed({"trainer.budget": budget}), cost, images)
+
+
+def falling(low):
+    return lambda blocks, progress=1.0: [1 - (1 - low) * progress] * sum(blocks)
+
+
+@pytest.mark.parametrize("rows", [4, 5, 64])
+@pytest.mark.parametrize("schedule", [Uniform(0.9), Uniform(0.1), falling(0.6), falling(0.3)])
+def test_subsets_of_few_images_are_counted_as_they_are_drawn(changed, rows, schedule):
+    config = changed({"trainer.batch_size": 3 * rows, "trainer.accumulate": 3})
+    model = resnet_cifar(14, granularity="subset", schedule=schedule)
+    cost = training_cost(config, model, schedule, (3, 8, 8))
+    layout, sampler, opened = Layout(model), GateSampler(model, 0), 0.0
+    for moment in range(100):
+        set_survival(model, layout.survival(schedule, (moment + 0.5) / 100))
+        opened += sampler.draw(moment, [rows]).double().mean(1) / 100
+    closed = sum((1 - p) * b.branch_macs for p, b in zip(opened, cost.blocks, strict=True))
+    assert cost.expected_macs == pytest.approx(float(cost.macs - closed))
+    survival = {block.survival for block in cost.blocks}
+    assert survival == set(layout.mean_survival(schedule))
 
 
 def equal(model, other):

@@ -1,6 +1,7 @@
 """What is planned, checked and listed of a sweep before its first run."""
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -363,6 +364,16 @@ def test_the_runs_are_listed_with_their_depth_and_compute(points):
         ["c", "name=c", "to run", "1.50 of 3", "100.0%"],
     ]
     assert cells[-1][0].endswith(": 3 runs: 2 to run, 1 to resume")
+
+
+def test_the_list_says_in_which_run_a_network_cannot_be_counted(points, monkeypatch):
+    def cannot(config, *more):
+        raise ConfigError("show must be false")
+
+    monkeypatch.setattr(sweep_plan, "training_cost", cannot)
+    point = points("a", "new")
+    with pytest.raises(ConfigError, match=f"^in {re.escape(point.label)}: show must be false$"):
+        sweep_plan.show(Console(file=io.StringIO()), [point])
 
 
 class FromValues:

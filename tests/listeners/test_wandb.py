@@ -348,10 +348,19 @@ def test_what_ends_a_thread_of_wandbs_own_is_printed_by_nobody(monkeypatch):
     monkeypatch.setattr(threading, "excepthook", lambda args: heard.append(args.exc_type))
     tracking.load_settings()
     tracking.load_settings()
-    for name, printed in (("wandb.sdk.made", 0), ("wandbs", 1), ("another", 2)):
-        inside = {"__name__": name}
-        exec("def ends(): raise BrokenPipeError", inside)
-        thread = threading.Thread(target=inside["ends"])
+
+    def ends(module):
+        exec("def ends(): raise BrokenPipeError", module)
+        return module["ends"]
+
+    def asks_wandb():
+        ends({"__name__": "wandb.sdk.made"})()
+
+    nameless = {"__builtins__": __builtins__}
+    wandbs = ends({"__name__": "wandb.sdk.made"})
+    others = (ends({"__name__": "wandbs"}), ends(nameless), asks_wandb)
+    for printed, target in enumerate((wandbs, *others)):
+        thread = threading.Thread(target=target)
         thread.start()
         thread.join()
         assert heard == [BrokenPipeError] * printed
