@@ -24,11 +24,12 @@ def chosen(printed: Rows, names: Sequence[str]) -> tuple[list[dict[str, str]], d
             known = ", ".join(dict.fromkeys(map(short, printed[0])))
             raise ReportError(f"--columns: there is no column {name}; there are {known}")
     kept = dict.fromkeys(["id", *(columns[name] for name in names)])
-    several = {row["n"] for row in printed}
-    told = not kept.keys().isdisjoint(("n", "seeds"))
-    same = {"n": several.pop()} if len(several) == 1 and not told else {}
-    if len(several) > 1 and not told:
-        kept["n"] = None
+    same = {}
+    if kept.keys().isdisjoint(("n", "seeds")):
+        if len({row["n"] for row in printed}) == 1:
+            same["n"] = printed[0]["n"]
+        else:
+            kept["n"] = None
     return [{column: row[column] for column in kept} for row in printed], same
 
 

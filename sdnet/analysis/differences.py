@@ -132,30 +132,28 @@ def _compared(group: Group, reference: Group | None, known: dict[Path, Wrong | s
     pairs = pairs_of(group, reference)
     result = Difference(reference)
     result.errors = {a.seed: a.summary["test_error"] - b.summary["test_error"] for a, b in pairs}
-    least = 0.0
+    if len(pairs) > 1:
+        _over_seeds(result)
+    least = 0.0  # that pairs deviate by
     if pairs:
         try:
             least = _over_images(result, _by_image(pairs, known))
         except ValueError as reason:
             result.missing = str(reason)
-    if len(pairs) > 1:
-        _over_seeds(result, least)
+    if result.seeds:
+        deviation = max(float(np.std(list(result.errors.values()), ddof=1)), least)
+        result.shown_by_n = smallest_shown(deviation, result.n)
+        result.pairs_needed = pairs_needed(result.mean or 0.0, deviation)
     return result
 
 
-def _over_seeds(result: Difference, least: float) -> None:
-    """Of its errors, whose deviation is known to be so much at least."""
+def _over_seeds(result: Difference) -> None:
     errors = np.array(list(result.errors.values()))
-    deviation = float(errors.std(ddof=1))
-    if deviation < SAME:  # all pairs differ alike: of how others would, nothing is known
-        result.both = None
+    if errors.std(ddof=1) < SAME:  # all pairs differ alike: of how others would, nothing is known
         return
     test = stats.ttest_1samp(errors, 0.0)
     low, high = test.confidence_interval(0.95)
     result.p, result.seeds = float(test.pvalue), (float(low), float(high))
-    deviation = max(deviation, least)
-    result.shown_by_n = smallest_shown(deviation, len(errors))
-    result.pairs_needed = pairs_needed(float(errors.mean()), deviation)
 
 
 def _over_images(result: Difference, differences: np.ndarray) -> float:
@@ -165,11 +163,12 @@ def _over_images(result: Difference, differences: np.ndarray) -> float:
         result.discordant.append(Discordant(seed, ours, theirs, mcnemar(ours, theirs)))
     low, high = over_images(differences)
     result.images = (100 * low, 100 * high)
-    if len(differences) == 1:
+    if result.n == 1:
         result.p = result.discordant[0].p
         return 0.0
-    half = 100 * float(over_both(differences))
-    result.both = (100 * differences.mean() - half, 100 * differences.mean() + half)
+    if result.seeds:
+        half = 100 * float(over_both(differences))
+        result.both = (100 * differences.mean() - half, 100 * differences.mean() + half)
     return 100 * float(noise(differences)) ** 0.5
 
 
