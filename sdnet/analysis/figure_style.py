@@ -90,9 +90,12 @@ def shade(p_L: float | None, is_constant: bool, every: Sequence[float], series: 
 
 
 def colors_of(groups: Sequence[Group]) -> list[Any]:
-    """A colour for each."""
-    p_L = [g.p_L for g in groups if g.p_L is not None and not g.is_baseline]
-    return [shade(g.p_L, g.is_baseline, p_L, number) for number, g in enumerate(groups)]
+    """A colour for each, that of its curve in a report."""
+    others = [g for g in groups if not g.is_baseline]
+    p_L = [g.p_L for g in others if g.p_L is not None]
+    return [
+        CONSTANT if g.is_baseline else shade(g.p_L, False, p_L, others.index(g)) for g in groups
+    ]
 
 
 def curve_styles(found: Sequence[Curve]) -> list[dict[str, Any]]:

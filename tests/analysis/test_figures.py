@@ -303,7 +303,7 @@ def test_groups_have_the_colours_of_their_curves():
 
     low, high = (to_hex(plt.colormaps["viridis"](at)) for at in (0.0, 0.9))
     assert colors(1, 0.5, 0.8) == ["#000000", low, high]
-    assert colors(1, 0.5) == ["#000000", "#d55e00"] and colors(None, 0.5) == ["#0072b2", "#d55e00"]
+    assert colors(1, 0.5) == ["#000000", "#0072b2"] and colors(None, 0.5) == ["#0072b2", "#d55e00"]
 
 
 @pytest.mark.parametrize(
