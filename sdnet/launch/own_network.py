@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet.config.errors import ConfigError, one_line
 from sdnet.models.cutting.gate import Gate
 from sdnet.models.gates import Gated, gated_modules, set_gates
+from sdnet.models.norms import batch_norms
 
 ROWS = 4
 
@@ -98,9 +98,8 @@ def _try_gate(block: Gated, args: tuple, kwargs: dict[str, Any]) -> None:
             return block(*copy.deepcopy(args), **copy.deepcopy(kwargs))
 
     with torch.no_grad(), _seeded(device):
-        for module in block.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()  # which would let a row see the others
+        for norm in batch_norms(block):
+            norm.eval()  # which would let a row see the others
         for parameter in block.parameters():  # a branch that begins with zeros shows nothing
             if parameter.is_floating_point():
                 parameter.normal_()

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from sdnet.models.blocks import (
@@ -24,6 +23,7 @@ from sdnet.models.blocks import (
     norm_activate,
 )
 from sdnet.models.checks import check_choice, check_count, check_drop_rate, whole
+from sdnet.models.norms import batch_norms
 from sdnet.models.schedules import Constant, LinearDecay, survival_of
 
 STEMS = ("cifar", "imagenet")
@@ -239,7 +239,7 @@ def _forward_and_recomputation(module: nn.Module) -> tuple:
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Keeps the running statistics of BatchNorm: the forward pass has moved them already."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in batch_norms(module) if m.track_running_stats]
     before = [(m.momentum, m.num_batches_tracked) for m in norms]
     for m in norms:
         # Not track_running_stats=False: then fewer tensors are saved than in the forward.

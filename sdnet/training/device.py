@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sdnet.models.fast import fused
+from sdnet.models.norms import batch_norms
 
 log = logging.getLogger(__name__)
 PER_GPU = "SDNET_PER_GPU"  # in the environment of runs of which several share a GPU: how many
@@ -147,9 +147,9 @@ def count_on_cpu(model: nn.Module) -> None:
     Nothing reads it but a checkpoint, and on CUDA to add one takes the host as long as to launch a
     convolution.
     """
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None:
-            module.num_batches_tracked = module.num_batches_tracked.cpu()
+    for norm in batch_norms(model):
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.cpu()
 
 
 def fuse(device: torch.device, wanted: bool, channels_last: bool) -> None:

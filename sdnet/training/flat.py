@@ -5,6 +5,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sdnet.models.norms import batch_norms
+
 Parts = tuple[list[nn.Parameter], list[_BatchNorm]]
 _known: WeakKeyDictionary[nn.Module, Parts] = WeakKeyDictionary()  # which keeps no network
 
@@ -12,7 +14,7 @@ _known: WeakKeyDictionary[nn.Module, Parts] = WeakKeyDictionary()  # which keeps
 def parts_of(model: nn.Module) -> Parts:
     """The parameters of a network, and its layers that keep statistics; asked for in each step."""
     if model not in _known:
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        norms = [m for m in batch_norms(model) if m.track_running_stats]
         _known[model] = list(model.parameters()), norms
     return _known[model]
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from sdnet.analysis.measures import measure
 from sdnet.analysis.probes.subject import Subject
 from sdnet.config.errors import ConfigError
+from sdnet.models.norms import batch_norms
 
 
 def recalibrate(subject: Subject) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def recalibrate(subject: Subject) -> list[dict[str, Any]]:
         ConfigError: a network without BatchNorm.
     """
     model = copy.deepcopy(subject.model)
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if not batch_norms(model):
         raise ConfigError(f"--recalibrate-bn is for BatchNorm, which {subject.name} has not")
     update_bn(_of_one_size(subject.batches(subject.parts["train"])), _OnlyNormsTrain(model))
     model.eval()
@@ -51,9 +51,8 @@ class _OnlyNormsTrain(nn.Module):
 
     def train(self, mode: bool = True) -> "_OnlyNormsTrain":
         self.model.eval()
-        for module in self.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.train(mode)
+        for norm in batch_norms(self.model):
+            norm.train(mode)
         return self
 
 

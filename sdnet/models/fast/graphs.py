@@ -19,7 +19,7 @@ from torch.optim import SGD, Optimizer
 
 from sdnet.models.blocks import ResidualBlock
 from sdnet.models.gates import gated_modules, granularity_of
-from sdnet.models.norms import statistics_restored
+from sdnet.models.norms import batch_norms, statistics_restored
 from sdnet.models.resnet import ResNet
 
 WARM_UP = 3  # times that each part is run before: cuDNN looks for its fastest kernels meanwhile
@@ -65,7 +65,7 @@ class Part:
     ):
         self.function, self.instead = function, instead
         self.parameters = [p for m in modules for p in m.parameters()]
-        norms = [n for m in modules for n in m.modules() if isinstance(n, _BatchNorm)]
+        norms = [n for m in modules for n in batch_norms(m)]
         self.counts: list[Any] = [n.num_batches_tracked for n in norms if _counted_on_cpu(n)]
         # Where they lie: what it takes and makes, and what the next part takes.
         self.input: Tensor
@@ -293,8 +293,7 @@ def _autocast() -> Iterator[None]:
 @contextmanager
 def _not_counted(model: nn.Module) -> Iterator[None]:
     """Takes away the counts of batches that are on the CPU, out of a recording's reach."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    counted = [(m, m.num_batches_tracked) for m in norms if _counted_on_cpu(m)]
+    counted = [(m, m.num_batches_tracked) for m in batch_norms(model) if _counted_on_cpu(m)]
     for m, _ in counted:
         m.num_batches_tracked = None
     try:
