@@ -85,6 +85,7 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
     from sdnet.launch import session
     from sdnet.launch.progress import number
     from sdnet.launch.provenance import to_continue
+    from sdnet.launch.signals import hand_over
     from sdnet.listeners import console as consoles
     from sdnet.training import device as devices
     from sdnet.training import distributed
@@ -103,7 +104,7 @@ def train(config: dict[str, Any], folder: Path, in_sweep: bool) -> float | None:
         except Interrupted as error:
             if world.is_main:
                 print(f"{error}; to continue: {to_continue(run)}")
-            session.hand_over(error)
+            hand_over(error)
             raise processes.Stopped(error.number or signal.SIGINT) from error
         except RunError as error:
             if not in_sweep:

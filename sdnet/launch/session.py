@@ -1,7 +1,6 @@
 """One process's work on a run: where it comes from, how it ends, and what is left of it."""
 
 import logging
-import signal
 import uuid
 from collections.abc import Callable
 from contextlib import closing, contextmanager
@@ -20,11 +19,11 @@ from sdnet.launch.provenance import (
     to_continue,
     warn_of_changed_code,
 )
+from sdnet.launch.signals import stop_on_signal
 from sdnet.listeners.console import ConsoleListener, opening_lines, result_lines, title
 from sdnet.listeners.telemetry import Telemetry
 from sdnet.listeners.wandb_run import WandbListener
 from sdnet.lock import Lock, Locked
-from sdnet.processes import WARNINGS, Stopped
 from sdnet.runs.files import Damaged
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import run_name
@@ -200,7 +199,7 @@ def _train(
         trainer = made  # from here on its counters speak for the run
         last = (tracker,) if tracker else ()
         trainer.listeners = (guard, shown, *made.listeners, *last)
-        with _stop_on_signal(trainer):
+        with stop_on_signal(trainer):
             trainer.fit()
         guard.check()
     except Busy:
@@ -249,7 +248,7 @@ def follow(config: dict[str, Any], world: World) -> None:
     try:
         trainer = build.build_trainer(config, None, world)
         trainer.resume()
-        with _stop_on_signal(trainer):
+        with stop_on_signal(trainer):
             trainer.fit()
     except Interrupted:
         raise
@@ -269,49 +268,3 @@ def _there(run: RunFolder):
     except (OSError, Damaged) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise RunError(f"{run.path} cannot be written to, or is gone ({why})") from error
-
-
-@contextmanager
-def _stop_on_signal(trainer: Trainer):
-    """The first Ctrl-C or SIGTERM ends the run after the step at hand; a second one at once.
-
-    Where handlers for SIGUSR1 or SIGUSR2 are installed, submitit is there, which Slurm warns in
-    this way of a time limit or a preemption: then that signal ends the run, and `hand_over` calls
-    the handler once everything is saved. SIGTERM comes before it, or alone; it only saves there.
-    Where there is no handler, SIGUSR1 and SIGUSR2 save, and the run goes on.
-
-    One of several processes may get a signal twice, from whoever started them and from a scheduler:
-    there a second one is no haste. torchrun kills what has not ended after 30 seconds.
-    """
-
-    def stop(number, frame):
-        trainer.stop_requested, trainer.stop_signal = True, number
-        if number not in warnings and trainer.world.size == 1:
-            signal.signal(number, at_once)
-
-    def at_once(number, frame):
-        raise Stopped(number)
-
-    def save(number, frame):
-        trainer.save_requested = True
-
-    warnings = [number for number in WARNINGS if callable(signal.getsignal(number))]
-    handlers = dict.fromkeys(WARNINGS, save) | dict.fromkeys((signal.SIGINT, *warnings), stop)
-    handlers[signal.SIGTERM] = save if warnings else stop
-    hangup = getattr(signal, "SIGHUP", None)  # the terminal is gone; nohup has it ignored
-    if hangup is not None and signal.getsignal(hangup) is signal.SIG_DFL:
-        handlers[hangup] = stop
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if trainer.world.size > 1:  # torchrun sends it when one process ends before another
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def hand_over(interrupted: Interrupted) -> None:
-    """Calls the handler for the signal that ended a run: submitit's requeues the job and exits."""
-    if interrupted.number in WARNINGS:
-        signal.getsignal(interrupted.number)(interrupted.number, None)
