@@ -11,6 +11,7 @@ import numpy as np
 
 from sdnet.analysis.groups import Group, plain, schedule_family, short_names
 from sdnet.runs.identity import label as label_of
+from sdnet.runs.shown import counted
 
 LONGEST = 100  # letters of a legend's entry, which a figure grows with
 PAPER = json.loads(Path(__file__).with_name("huang2016.json").read_text(encoding="utf-8"))
@@ -110,9 +111,9 @@ def title_of(groups: Sequence[Group]) -> str:
     parts = [" on ".join(filter(None, shared))]
     if len(epochs) == 1:
         (number,) = epochs
-        parts.append(f"{number} epoch{'' if number == 1 else 's'}")
+        parts.append(counted(number, "epoch"))
     elif len(budgets) == 1 and budgets != {None}:
-        parts.append(f"as much as {budgets.pop():g} epochs of constant depth")
+        parts.append(f"as much as {counted(budgets.pop(), 'epoch')} of constant depth")
     return ", ".join(filter(None, parts))
 
 

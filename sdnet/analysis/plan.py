@@ -10,6 +10,7 @@ from sdnet.analysis.cost import Cost
 from sdnet.data.splits import Data
 from sdnet.models.cutting.gate import Gate
 from sdnet.runs.identity import run_name
+from sdnet.runs.shown import counted
 
 
 def show_plan(
@@ -55,7 +56,7 @@ def show_plan(
         else f"100 % of {cost.macs:,} multiply-adds per image: masks save nothing",
         "data": f"{config['dataset']['name']}: {images} training, {held_out} validation, "
         f"{len(data.test)} test images, {shape}, {len(data.classes)} classes",
-        "training": f"{settings['epochs']:.6g} epochs of {steps} steps",
+        "training": f"{counted(settings['epochs'], 'epoch')} of {counted(steps, 'step')}",
         **_budget(settings, cost, images),
         "run": run_name(config),
     }
@@ -68,4 +69,6 @@ def _budget(settings: dict[str, Any], cost: Cost, images: int) -> dict[str, str]
     if settings.get("budget") is None:
         return {}
     off = cost.off(settings["budget"], settings["epochs"], images, settings["batch_size"])
-    return {"budget": f"{settings['budget']:g} epochs of constant depth, missed by {off:+.2%}"}
+    return {
+        "budget": f"{counted(settings['budget'], 'epoch')} of constant depth, missed by {off:+.2%}"
+    }

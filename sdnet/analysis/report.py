@@ -24,7 +24,7 @@ from sdnet.analysis.page import page
 from sdnet.analysis.references import find_references
 from sdnet.analysis.statistics import MAY_LACK, summary_row, times_differ
 from sdnet.runs.files import write_atomically
-from sdnet.runs.shown import visible
+from sdnet.runs.shown import counted, visible
 
 __all__ = ["Report", "ReportError", "write_report"]
 
@@ -114,7 +114,7 @@ def write_report(
     notes = text.notes(rows, words, no_time_figure, {*printed[0], *same})
     if paper:
         notes.append(text.PAPER)
-    title = f"{text.count(runs, 'run')} in {text.count(rows, 'row')}; difference: to {words}"
+    title = f"{counted(len(runs), 'run')} in {counted(len(rows), 'row')}; difference: to {words}"
 
     if out is None:
         out = folders[0] / "report"

@@ -11,6 +11,7 @@ from sdnet.analysis.collect import Run, work_on
 from sdnet.analysis.differences import COLUMNS, Difference, pairs_of
 from sdnet.analysis.groups import Group, head, without
 from sdnet.analysis.repeat import command, commits
+from sdnet.runs.shown import counted
 
 # What has to be the same for times to compare. A GPU's work is started by one thread, whose
 # processor was not noted at first.
@@ -42,7 +43,7 @@ def times_differ(runs: Sequence[Run]) -> str | None:
     if shared := [entry for entry in work if entry.get("per_gpu", 1) != 1]:
         return f"{shared[0]['per_gpu']} runs at once on a GPU"
     if (shortest := min(run.summary["train_seconds"] for run in runs)) < SHORT:
-        return f"a training of {shortest:.0f} seconds, less than {SHORT}"
+        return f"a training of {counted(round(shortest), 'second')}, less than {SHORT}"
     loads = [run.summary.get("other_load") for run in runs]
     if None in loads:
         return "load by other programs unknown"

@@ -216,10 +216,6 @@ def markdown_table(printed: Sequence[dict[str, str]]) -> list[str]:
     return head + [line(list(row.values())) for row in printed]
 
 
-def count(items: Sequence[Any], noun: str) -> str:
-    return f"{len(items)} {noun}{'' if len(items) == 1 else 's'}"
-
-
 def print_lines(console: Console, *texts: str) -> None:
     for text in texts:
         text = visible(text, keep="\n")

@@ -34,7 +34,7 @@ from sdnet.launch.opened import DataGone, Opened
 from sdnet.runs.files import write_atomically
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.predictions import Predictions
-from sdnet.runs.shown import visible
+from sdnet.runs.shown import counted, visible
 
 LONG = ("per_class", "confusion", "reliability", "lesion_sets", "order")  # to be read in files
 UNITS = "Errors, ece, adaptive_ece and auarc are percent; loss is in nats, brier from 0 to 2."
@@ -201,7 +201,8 @@ def _write_groups(
             text.print_lines(console, f"no ensemble of seeds: {error}")
     _write(tables, out)
     _draw_groups(groups, by_folder, out, modes)
-    title = f"{text.count(done, 'run')} in {text.count(groups, 'group')}, full depth: mean ± std"
+    counts = f"{counted(len(done), 'run')} in {counted(len(groups), 'group')}"
+    title = f"{counts}, full depth: mean ± std"
     page = [f"# {text.escaped(title)}", ""]
     page += [*text.markdown_table(printed(tables["evaluation"])), "", UNITS, ""]
     write_atomically(out / "evaluation.md", "\n".join(page))

@@ -34,6 +34,7 @@ from sdnet.launch.provenance import check_data
 from sdnet.launch.trial import check_least_rows
 from sdnet.runs.folder import RunFolder
 from sdnet.runs.identity import identity
+from sdnet.runs.shown import counted
 
 log = logging.getLogger("sdnet")
 T = TypeVar("T")
@@ -346,5 +347,4 @@ def count(points: list[Point]) -> str:
         for point in points
     )
     parts = ", ".join(f"{count} {name}" for name, count in counts.items())
-    runs_text = "1 run" if len(points) == 1 else f"{len(points)} runs"
-    return f"sweep {' '.join(folders)}: {runs_text}: {parts}"
+    return f"sweep {' '.join(folders)}: {counted(len(points), 'run')}: {parts}"

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from sdnet import processes
 from sdnet.runs.identity import label as label_of
-from sdnet.runs.shown import visible
+from sdnet.runs.shown import counted, visible
 from sdnet.training import device as devices
 from sdnet.training.listener import Listener
 from sdnet.training.trainer import Trainer
@@ -155,13 +155,13 @@ def opening_lines(config: dict[str, Any], trainer: Trainer, wandb_mode: str) -> 
     where = devices.describe(trainer.device)
     device = f"{where['device']} ({where['device_name']}), {settings['precision']}"
     if where["device"] == "cpu":
-        device += f", {where['threads']} thread{'s' if where['threads'] > 1 else ''}"
+        device += f", {counted(where['threads'], 'thread')}"
     if trainer.world.size > 1:
         device = f"{trainer.world.size} processes on {device}"
     kept = {"offline": "offline (wandb sync uploads it)", "disabled": "off"}
     return [
-        f"network       {parameters:,} parameters, {len(trainer.layout.gates)} blocks; "
-        f"{trainer.epochs:.6g} epochs of {trainer.steps_per_epoch} steps",
+        f"network       {parameters:,} parameters, {counted(len(trainer.layout.gates), 'block')}; "
+        f"{counted(trainer.epochs, 'epoch')} of {counted(trainer.steps_per_epoch, 'step')}",
         f"data          {', '.join(sizes)}, {loaders['test'].count:,} test images",
         f"computed on   {device}; W&B {kept.get(wandb_mode, wandb_mode)}",
     ]

@@ -14,6 +14,11 @@ def visible(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else _escape(c) for c in text)
 
 
+def counted(number: float, noun: str) -> str:
+    """E.g. "1 step", "2 steps", "1.5 epochs"."""
+    return f"{number:.6g} {noun}{'' if number == 1 else 's'}"
+
+
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 

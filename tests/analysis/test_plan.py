@@ -248,7 +248,7 @@ def test_the_plan_lists_blocks_totals_data_and_the_run():
     compute = f"expected compute  100 % of {total:,} multiply-adds per image: masks save nothing"
     assert lines[1] == compute
     assert lines[2].startswith("data              dots: 9 training, 0 validation, ")
-    assert lines[3] == "training          3 epochs of 1 steps"
+    assert lines[3] == "training          3 epochs of 1 step"
 
 
 @given(st.floats(0.5, 100), st.floats(0.05, 1), st.integers(20, 2000), st.integers(2, 20))
