@@ -230,6 +230,8 @@ def test_a_block_partial_keeps_settings_of_its_own():
         ({"drop_rates": [0.5, 1.0]}, "drop_rates must .* got 1.0"),
         ({"drop_rates": [-0.1, 0.5]}, "drop_rates must .* got -0.1"),
         ({"drop_rates": [float("nan"), 0]}, "drop_rates must .* got nan"),
+        ({"drop_rates": 0.1}, "drop_rates must hold 2 values, one per block, got 0.1"),
+        ({"survival": LinearDecay()}, "survival must hold 2 values, .* got <.*LinearDecay"),
     ],
 )
 def test_make_stage_takes_exactly_one_list_in_range_of_a_value_per_block(given, message):
@@ -238,7 +240,7 @@ def test_make_stage_takes_exactly_one_list_in_range_of_a_value_per_block(given, 
 
 
 def test_make_stage_refuses_a_stage_without_blocks():
-    with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_blocks must be whole and at least 1, got 0"):
         make_stage(BasicBlock, 4, 8, 0, survival=[])
 
 
