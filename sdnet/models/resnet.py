@@ -82,9 +82,6 @@ def make_stage(
                 **options,
             )
         )
-        # A block that follows another of a stage gets what that one's ReLU let through.
-        if isinstance(blocks[-1], ResidualBlock):
-            blocks[-1].rectified_input = not first
     return nn.Sequential(*blocks)
 
 
@@ -177,6 +174,9 @@ class ResNet(nn.Module):
                 survival=survival[first : first + num_blocks],
                 **options,
             )
+            for block_after in stage[1:]:  # it gets what the ReLU of the one before let through
+                if isinstance(block_after, ResidualBlock):
+                    block_after.rectified_input = True
             self.add_module(self.layers[i], stage)
             first += num_blocks
             channels = width * expansion

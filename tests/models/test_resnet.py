@@ -244,6 +244,13 @@ def test_make_stage_refuses_a_stage_without_blocks():
         make_stage(BasicBlock, 4, 8, 0, survival=[])
 
 
+def test_blocks_of_make_stage_may_stand_anywhere():
+    stage, x = make_stage(BasicBlock, 4, 4, 2, survival=[0.5, 0.5]), torch.randn(2, 4, 5, 5)
+    set_gates(stage, [False, False])
+    for block in stage:
+        assert torch.equal(block(x), x.relu())
+
+
 @pytest.mark.parametrize("rates", [{"survival": [0.9, 0.8, 0.7]}, {"drop_rates": [0.1, 0.2, 0.3]}])
 def test_make_stage_changes_shape_in_the_first_block_only(rates):
     calls = []
