@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sdnet import rng
-from sdnet.models.checks import check_choice, check_count, check_survival
+from sdnet.models.checks import check_choice, check_count, check_each, check_survival
 
 GRANULARITIES = ("batch", "sample", "subset")
 RESCALES = ("eval", "train", "none")
@@ -181,12 +181,13 @@ class GateSampler:
     have at that moment; with `subset` also on the parts in which a mini-batch is computed.
 
     Raises:
-        ValueError: modules of different granularity in one model.
+        ValueError: modules of different granularity in one model; a seed or a step that is no
+            whole number, 0 or more.
     """
 
     def __init__(self, model: nn.Module, seed: int):
         self.modules = gated_modules(model)
-        self.seed = seed
+        self.seed = check_count("seed", seed, least=0)
         self.granularity = _granularity(self.modules)
 
     def draw(self, step: int, batch_size: int | Sequence[int]) -> Tensor:
@@ -199,6 +200,7 @@ class GateSampler:
         given = batch_size if isinstance(batch_size, Sequence) else [batch_size]
         sizes = [check_count("batch_size", rows, least=0) for rows in given]
         shape = (len(self.modules), 1 if self.granularity == "batch" else sum(sizes))
+        step = check_count("step", step, least=0)
         uniform = rng.generator(self.seed, "gates", step).random(shape)
         survival = [module.survival for module in self.modules]
         if self.granularity == "subset":
@@ -292,9 +294,8 @@ def set_survival(model: nn.Module, survival: Sequence[float]) -> None:
         ValueError: another number of values than modules, or one out of range; nothing is changed.
     """
     modules = gated_modules(model)
-    if len(survival) != len(modules):
-        raise ValueError(f"survival must hold {len(modules)} values, got {len(survival)}")
-    checked = [check_survival("survival", p) for p in survival]
+    given = check_each("survival", survival, len(modules), "gate")
+    checked = [check_survival("survival", p) for p in given]
     for module, p in zip(modules, checked, strict=True):
         module.survival = p
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdnet.models.checks import shown
 from sdnet.models.gates import Gated
 from sdnet.models.layout import branch_modules
 
@@ -90,6 +91,17 @@ class Macs:
 
 
 def shares_of(model: nn.Module, input_shape: Sequence[int]) -> dict[Gated, float]:
-    """For each gated module the share of the network's multiply-adds that it saves when closed."""
-    macs = Macs(model, input_shape)
+    """For each gated module the share of the network's multiply-adds that it saves when closed.
+
+    Raises:
+        ValueError: the network does not compute an input of that shape.
+    """
+    try:
+        macs = Macs(model, input_shape)
+    except Exception as error:  # whatever a network raises
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"input_shape must be (C, H, W) of an input that {type(model).__name__} computes, "
+            f"got {shown(input_shape)}: {found}"
+        ) from error
     return {gate: branch / macs.total for gate, (branch, _) in macs.of_gates().items()}

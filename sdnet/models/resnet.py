@@ -22,7 +22,7 @@ from sdnet.models.blocks import (
     conv,
     norm_activate,
 )
-from sdnet.models.checks import check_choice, check_count, check_drop_rate, whole
+from sdnet.models.checks import check_choice, check_count, check_drop_rate, check_each, shown, whole
 from sdnet.models.norms import batch_norms
 from sdnet.models.schedules import Constant, LinearDecay, survival_of
 
@@ -60,18 +60,16 @@ def make_stage(
         ValueError: both or neither of `survival` and `drop_rates`, a wrong number of values, a
             value out of range, or `num_blocks` below 1.
     """
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+    num_blocks = check_count("num_blocks", num_blocks)
     if survival is not None and drop_rates is None:
         name, given = "survival", survival
     elif drop_rates is not None and survival is None:
         name, given = "drop_rates", drop_rates
     else:
         raise ValueError("give exactly one of survival= and drop_rates=")
-    if len(given) != num_blocks:
-        raise ValueError(f"{name} must hold {num_blocks} values, one per block, got {len(given)}")
-    if drop_rates is not None:
-        given = [1.0 - check_drop_rate("drop_rates", d) for d in drop_rates]
+    given = check_each(name, given, num_blocks, "block")
+    if name == "drop_rates":
+        given = [1.0 - check_drop_rate(name, d) for d in given]
     blocks = []
     for i, p in enumerate(given):
         first = i == 0
@@ -84,9 +82,6 @@ def make_stage(
                 **options,
             )
         )
-        # A block that follows another of a stage gets what that one's ReLU let through.
-        if isinstance(blocks[-1], ResidualBlock):
-            blocks[-1].rectified_input = not first
     return nn.Sequential(*blocks)
 
 
@@ -145,10 +140,6 @@ class ResNet(nn.Module):
         check_choice("init", init, INITS)
         self.stage_blocks = tuple(stage_blocks)
         self.schedule = Constant() if schedule is None else schedule
-        if not callable(self.schedule):
-            raise ValueError(
-                f"schedule must be a survival schedule, e.g. LinearDecay(p_L=0.5), got {schedule!r}"
-            )
         survival = survival_of(self.schedule, self.stage_blocks)
         expansion = _class_of(block).expansion
 
@@ -183,6 +174,9 @@ class ResNet(nn.Module):
                 survival=survival[first : first + num_blocks],
                 **options,
             )
+            for block_after in stage[1:]:  # it gets what the ReLU of the one before let through
+                if isinstance(block_after, ResidualBlock):
+                    block_after.rectified_input = True
             self.add_module(self.layers[i], stage)
             first += num_blocks
             channels = width * expansion
@@ -282,7 +276,7 @@ def resnet_cifar(
     if rest or n < 1:
         raise ValueError(
             f"depth must be {layers}n+2 for {_class_of(block).__name__} "
-            f"({layers + 2}, {2 * layers + 2}, {3 * layers + 2}, ...), got {depth!r}"
+            f"({layers + 2}, {2 * layers + 2}, {3 * layers + 2}, ...), got {shown(depth)}"
         )
     return ResNet(
         block, (n, n, n), (16, 32, 64), stem, schedule, num_classes=num_classes, **options
@@ -308,7 +302,7 @@ def resnet_imagenet(
     stages = IMAGENET_STAGES.get(whole(depth) or 0)
     if stages is None:
         allowed = ", ".join(map(str, IMAGENET_STAGES))
-        raise ValueError(f"depth must be one of {allowed}, got {depth!r}")
+        raise ValueError(f"depth must be one of {allowed}, got {shown(depth)}")
     block, stage_blocks = stages
     options |= {"num_classes": num_classes, "shortcut": shortcut, "init": init}
     return ResNet(block, stage_blocks, (64, 128, 256, 512), stem, schedule, **options)
@@ -333,7 +327,7 @@ def tiny_resnet(
     blocks, unless a `schedule` is given.
     """
     if not isinstance(blocks, list | tuple) or len(blocks) != 3:
-        raise ValueError(f"blocks must hold 3 numbers, one per stage, got {blocks!r}")
+        raise ValueError(f"blocks must hold 3 numbers, one per stage, got {shown(blocks)}")
     if schedule is None:
         p_L = 1.0 - check_drop_rate("sd_max", sd_max)
         schedule = LinearDecay(p_L=p_L, rule="timm")

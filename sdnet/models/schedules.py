@@ -8,9 +8,15 @@ of depth. A schedule of your own is one such class and one file in `conf/schedul
 
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import Any
 
-from sdnet.models.checks import check_choice, check_drop_rate, check_survival
+from sdnet.models.checks import (
+    check_choice,
+    check_count,
+    check_drop_rate,
+    check_survival,
+    listed,
+    shown,
+)
 
 RULES = ("paper", "timm", "efficientnet")
 MOMENTS = 100  # of a training, over which `mean_survival` is taken
@@ -28,27 +34,23 @@ def survival_of(
     """What a schedule gives, as Python's floats; at its end where no `progress` is said.
 
     Raises:
-        ScheduleError: that is not a survival probability for each block.
+        ScheduleError: that is not a survival probability for each block, or it is no schedule.
     """
+    if not callable(schedule) or isinstance(schedule, type):
+        raise ScheduleError(
+            f"schedule must be a survival schedule, e.g. LinearDecay(p_L=0.5), "
+            f"got {shown(schedule)}"
+        )
     L = sum(stage_blocks)
     given = schedule(stage_blocks) if progress is None else schedule(stage_blocks, progress)
-    values = _listed(given)
+    values = listed(given)
     if values is None or len(values) != L:
-        got = repr(given) if values is None else len(values)
+        got = shown(given) if values is None else len(values)
         raise ScheduleError(f"schedule must give {L} probabilities, one per block, got {got}")
     try:
         return [check_survival("survival", p) for p in values]
     except ValueError as error:
         raise ScheduleError(str(error)) from error
-
-
-def _listed(given: Any) -> list[Any] | None:
-    """The elements of a list, an array, a tensor or a generator; None for anything else."""
-    if hasattr(given, "tolist"):
-        given = given.tolist()  # of an array, by way of one copy
-    if isinstance(given, str | dict | set) or not isinstance(given, Iterable):
-        return None
-    return list(given)
 
 
 def mean_survival(
@@ -116,9 +118,7 @@ def linear_drop_rates(num_blocks: int, p_max: float) -> list[float]:
     Raises:
         ValueError: `num_blocks` below 1 or `p_max` outside [0, 1).
     """
-    if num_blocks < 1:
-        raise ValueError(f"num_blocks must be at least 1, got {num_blocks!r}")
-    check_drop_rate("p_max", p_max)
+    num_blocks, p_max = check_count("num_blocks", num_blocks), check_drop_rate("p_max", p_max)
     if num_blocks == 1:
         return [p_max]
     return [p_max * i / (num_blocks - 1) for i in range(num_blocks)]

@@ -8,22 +8,27 @@ A mask is applied to the branch after it was computed; `sdnet.models.blocks` ski
 import torch
 from torch import Tensor, nn
 
-from sdnet.models.checks import check_choice, check_drop_rate
+from sdnet.models.checks import check_choice, check_drop_rate, shown
 
 MODES = ("row", "batch")
 
 
-def _check(name: str, p: float, mode: str) -> None:
-    check_drop_rate(name, p)
+def _check(name: str, p: float, mode: str) -> float:
     check_choice("mode", mode, MODES)
+    return check_drop_rate(name, p)
 
 
 def _check_training(training: bool) -> None:
     if isinstance(training, str):  # torchvision's third argument is the mode
-        raise ValueError(f"training must be a boolean, got {training!r}; give mode by keyword")
+        raise ValueError(f"training must be a boolean, got {shown(training)}; give mode by keyword")
 
 
-@torch.fx.wrap  # one call in a traced graph, which draws each time that it is made
+def _check_branch(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a tensor of floating-point numbers, got {got}")
+
+
 def stochastic_depth(
     x: Tensor, p: float, training: bool = True, mode: str = "row", scale_by_keep: bool = True
 ) -> Tensor:
@@ -42,18 +47,24 @@ def stochastic_depth(
         A tensor like `x`, or `x` itself when `p == 0` or not training.
 
     Raises:
-        ValueError: `p` outside [0, 1), an unknown `mode`, or an `x` without dimensions.
+        ValueError: `p` outside [0, 1), an unknown `mode`, or an `x` that is not as above.
     """
     if torch.jit.is_scripting():  # which has checked the types, and cannot compile those messages
         assert p >= 0.0 and p < 1.0 and mode in ["row", "batch"]
     else:
-        _check("p", p, mode)
+        p = _check("p", p, mode)
         _check_training(training)
     if not training or p == 0.0:
         return x
+    return _masked(x, 1.0 - p, mode, scale_by_keep)
+
+
+@torch.fx.wrap  # one call in a traced graph, which draws each time that it is made
+def _masked(x: Tensor, keep: float, mode: str, scale_by_keep: bool) -> Tensor:
+    if not torch.jit.is_scripting():
+        _check_branch(x)
     if x.ndim == 0:
         raise ValueError("x must have one dimension or more, got a scalar")
-    keep = 1.0 - p
     rows = x.shape[0] if mode == "row" else 1
     mask = x.new_empty([rows] + [1] * (x.ndim - 1)).bernoulli_(keep)
     if scale_by_keep:
@@ -66,8 +77,7 @@ class StochasticDepth(nn.Module):
 
     def __init__(self, p: float = 0.1, mode: str = "row"):
         super().__init__()
-        _check("p", p, mode)
-        self.p = float(p)
+        self.p = _check("p", p, mode)
         self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,8 +92,7 @@ class DropPath(nn.Module):
 
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = True):
         super().__init__()
-        _check("drop_prob", drop_prob, "row")
-        self.drop_prob = float(drop_prob)
+        self.drop_prob = _check("drop_prob", drop_prob, "row")
         self.scale_by_keep = scale_by_keep
 
     def forward(self, x: Tensor) -> Tensor:

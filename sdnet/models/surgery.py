@@ -12,7 +12,16 @@ from typing import NamedTuple
 from torch import nn
 
 from sdnet.models.checks import check_choice
-from sdnet.models.cutting.drops import DropTypes, Kind, imported, places, rate_of, rates_of
+from sdnet.models.cutting.drops import (
+    RATES,
+    DropTypes,
+    Kind,
+    classes,
+    imported,
+    places,
+    rate_of,
+    rates_of,
+)
 from sdnet.models.cutting.gate import Gate
 from sdnet.models.cutting.rewrite import (
     ADDED,
@@ -123,11 +132,7 @@ def add_stochastic_depth(
     """
     check_choice("granularity", granularity, GRANULARITIES)
     check_choice("rescale", rescale, RESCALES)
-    if not callable(schedule):
-        raise ValueError(
-            f"schedule must be a survival schedule, e.g. LinearDecay(), got {schedule!r}"
-        )
-    types = (*block_types, *imported(BLOCKS))
+    types = (*classes("block_types", block_types), *imported(BLOCKS))
     with _all_or_nothing(model):
         blocks = {name: m for name, m in model.named_modules() if isinstance(m, types)}
         if not blocks:
@@ -135,6 +140,7 @@ def add_stochastic_depth(
                 f"{type(model).__name__} has no residual block that add_stochastic_depth knows: "
                 f"block_types= names one's own"
             )
+        _check_drop_nothing(blocks)
         for block in blocks.values():
             gate = Gate(1.0, granularity, rescale, kept=ADDED)
             block.register_module(ADDED_NAME, gate.train(block.training))
@@ -268,6 +274,17 @@ def _check_used_once(model: nn.Module, blocks: dict[str, nn.Module]) -> None:
                 raise ValueError(
                     f"{first} and {name} are one module that is used twice, and each use would "
                     f"need gates of its own: give each its own module, e.g. by copy.deepcopy"
+                )
+
+
+def _check_drop_nothing(blocks: dict[str, nn.Module]) -> None:
+    kinds = tuple(rates_of(()))
+    for name, block in blocks.items():
+        for path, module in block.named_modules(prefix=name):
+            if isinstance(module, kinds) and any(getattr(module, key, 0) for key in RATES):
+                raise ValueError(
+                    f"{path} is a {type(module).__name__} that would drop besides the gate: "
+                    f"skip_branches(model, schedule=...) puts the gate in its place"
                 )
 
 

@@ -99,6 +99,15 @@ def test_gates_are_hashed_numbers_below_the_survival_of_the_moment(granularity):
                 assert np.array_equal(gates, expected)
 
 
+@pytest.mark.parametrize("value", [None, "1", 1.0, True, -1])
+def test_a_seed_or_step_that_is_no_whole_number_is_no_stream_of_its_own(value):
+    model = gated_stack("batch")
+    with pytest.raises(ValueError, match=f"^seed must be whole and at least 0, got {value!r}$"):
+        GateSampler(model, seed=value)
+    with pytest.raises(ValueError, match=f"^step must be whole and at least 0, got {value!r}$"):
+        GateSampler(model, seed=0).draw(value, 4)
+
+
 def test_a_draw_follows_set_survival(assert_rate):
     model = gated_stack("batch")
     sampler = GateSampler(model, seed=0)
@@ -111,8 +120,9 @@ def test_a_draw_follows_set_survival(assert_rate):
 @pytest.mark.parametrize(
     ("survival", "message"),
     [
-        ([0.5] * 5, "survival must hold 6 values, got 5"),
-        ([0.5] * 7, "survival must hold 6 values, got 7"),
+        ([0.5] * 5, "survival must hold 6 values, one per gate, got 5"),
+        ([0.5] * 7, "survival must hold 6 values, one per gate, got 7"),
+        (0.5, "survival must hold 6 values, one per gate, got 0.5"),
         ([0.5] * 5 + [0.0], "survival must be a number .* got 0.0"),
         ([0.5] * 5 + [1.1], "survival must be a number .* got 1.1"),
     ],

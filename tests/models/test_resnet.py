@@ -230,6 +230,8 @@ def test_a_block_partial_keeps_settings_of_its_own():
         ({"drop_rates": [0.5, 1.0]}, "drop_rates must .* got 1.0"),
         ({"drop_rates": [-0.1, 0.5]}, "drop_rates must .* got -0.1"),
         ({"drop_rates": [float("nan"), 0]}, "drop_rates must .* got nan"),
+        ({"drop_rates": 0.1}, "drop_rates must hold 2 values, one per block, got 0.1"),
+        ({"survival": LinearDecay()}, "survival must hold 2 values, .* got <.*LinearDecay"),
     ],
 )
 def test_make_stage_takes_exactly_one_list_in_range_of_a_value_per_block(given, message):
@@ -238,8 +240,15 @@ def test_make_stage_takes_exactly_one_list_in_range_of_a_value_per_block(given, 
 
 
 def test_make_stage_refuses_a_stage_without_blocks():
-    with pytest.raises(ValueError, match="num_blocks must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_blocks must be whole and at least 1, got 0"):
         make_stage(BasicBlock, 4, 8, 0, survival=[])
+
+
+def test_blocks_of_make_stage_may_stand_anywhere():
+    stage, x = make_stage(BasicBlock, 4, 4, 2, survival=[0.5, 0.5]), torch.randn(2, 4, 5, 5)
+    set_gates(stage, [False, False])
+    for block in stage:
+        assert torch.equal(block(x), x.relu())
 
 
 @pytest.mark.parametrize("rates", [{"survival": [0.9, 0.8, 0.7]}, {"drop_rates": [0.1, 0.2, 0.3]}])

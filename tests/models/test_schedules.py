@@ -94,7 +94,9 @@ def test_linear_drop_rates_by_hand_down_to_one_block(n, expected):
 @pytest.mark.parametrize(
     ("n", "p_max", "message"),
     [
-        (0, 0.1, "num_blocks must be at least 1, got 0"),
+        (0, 0.1, "num_blocks must be whole and at least 1, got 0"),
+        (2.0, 0.1, r"num_blocks must be whole and at least 1, got 2\.0"),
+        ("3", 0.1, "num_blocks must be whole and at least 1, got '3'"),
         (3, 1.0, "p_max must .* got 1.0"),
         (3, -0.1, "p_max must .* got -0.1"),
         (3, math.nan, "p_max must .* got nan"),

@@ -91,6 +91,20 @@ def test_mode_in_torchvisions_position_is_not_taken_for_training():
         stochastic_depth(torch.ones(2), 0.5, "batch")
 
 
+@pytest.mark.parametrize(
+    ("x", "got"), [((torch.ones(2), None), "tuple"), (torch.ones(2).int(), "torch.int32")]
+)
+def test_what_is_no_tensor_of_floating_point_numbers_is_refused(x, got):
+    with pytest.raises(ValueError, match=f"^x must be a tensor of floating-point .* got {got}$"):
+        DropPath(0.5)(x)
+
+
+def test_a_message_is_one_line_whatever_was_given():
+    with pytest.raises(ValueError, match=r"^drop_prob must .* got tensor\(\[0.*\.\.\.$") as raised:
+        DropPath(torch.rand(300))
+    assert len(str(raised.value)) < 200
+
+
 def test_scalar_is_refused():
     with pytest.raises(ValueError, match="scalar"):
         stochastic_depth(torch.tensor(1.0), 0.5)

@@ -221,7 +221,7 @@ def test_settings_that_were_read_may_not_change():
         block(x)
     assert torch.equal(block.eval()(x), x + 0.5 * block.f(x))  # as it is written
     block.weight, block.more = 1.0, nn.Linear(4, 4)
-    with pytest.raises(ValueError, match="for more=None, now it is Linear: set it before"):
+    with pytest.raises(ValueError, match=r"for more=None, now it is Linear\(.*: set it before"):
         block.train()(x)
     restore_branches(nn.Sequential(block))
     block(x)
@@ -280,6 +280,19 @@ def test_rows_of_the_parts_of_a_tensor():
     set_gates(block, [[True, False, True]])
     expected = x[:, :2] + torch.tensor([[1.0], [0.0], [1.0]]) * block.f(x[:, 2:])
     torch.testing.assert_close(block(x), expected)
+
+
+class InDict(Block):
+    def forward(self, given):
+        return {"x": given["x"] + self.drop(self.f(given["x"])), "scale": given["scale"]}
+
+
+def test_rows_of_a_dict():
+    block, x = InDict(), torch.randn(3, 4)
+    skip_branches(nn.Sequential(block), granularity="subset", rescale="none")
+    set_gates(block, [[True, False, True]])
+    expected = x + torch.tensor([[1.0], [0.0], [1.0]]) * block.f(x)
+    torch.testing.assert_close(block({"x": x, "scale": 3})["x"], expected)
 
 
 class Collides(Block):

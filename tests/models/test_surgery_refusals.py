@@ -7,6 +7,7 @@ from torch import nn
 
 from sdnet import (
     DropPath,
+    LinearDecay,
     Uniform,
     add_stochastic_depth,
     resnet_cifar,
@@ -136,6 +137,12 @@ def test_a_branch_that_cannot_be_cut_out_is_named_and_nothing_is_changed(block, 
         assert len(gated_modules(net)) == 1
 
 
+def test_the_line_that_cannot_be_traced_is_named():
+    line = Flow.forward.__code__.co_firstlineno + 1
+    with pytest.raises(ValueError, match=rf" \(test_surgery_refusals\.py, line {line}\)$"):
+        skip_branches(nn.Sequential(Flow()))
+
+
 def test_a_network_without_such_a_branch_is_refused():
     with pytest.raises(ValueError, match="Sequential has no residual branch that ends in a"):
         skip_branches(nn.Sequential(nn.Linear(2, 2)))
@@ -157,9 +164,33 @@ def test_a_block_that_is_used_twice_is_refused():
         skip_branches(nn.Sequential(shared, Block(), shared))
 
 
+def test_a_block_that_drops_already_is_not_dropped_twice():
+    net = nn.Sequential(Block(0.0), Block())
+    with pytest.raises(ValueError, match=r"^1\.drop is a DropPath that would drop besides"):
+        add_stochastic_depth(net, Uniform(0.5), block_types=[Block])
+    assert not gated_modules(net)
+    assert len(add_stochastic_depth(net[:1], Uniform(0.5), block_types=[Block])) == 1
+
+
 @pytest.mark.parametrize(
-    "options", [{"granularity": "row"}, {"rescale": "both"}, {"drop_types": [Block()]}]
+    "options",
+    [
+        {"granularity": "row"},
+        {"rescale": "both"},
+        {"drop_types": [Block()]},
+        {"drop_types": Block},
+        {"schedule": 0.5},
+        {"schedule": LinearDecay},
+        {"input_shape": (1, 3)},
+        {"input_shape": 4},
+    ],
+    ids=str,
 )
 def test_arguments_are_checked_by_name(options):
-    with pytest.raises(ValueError, match=next(iter(options))):
-        skip_branches(nn.Sequential(Block()), **options)
+    (name,) = options
+    net = nn.Sequential(Block())
+    with pytest.raises(ValueError, match=rf"^{name} must be .* got .*$"):
+        skip_branches(net, **options)
+    assert not gated_modules(net)
+    with pytest.raises(ValueError, match=r"^block_types must be .* got <class"):
+        add_stochastic_depth(net, Uniform(0.5), block_types=Block)

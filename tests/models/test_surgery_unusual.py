@@ -89,6 +89,20 @@ class WithArguments(Block):
         return x + self.drop(y + shift)
 
 
+class ByName(Block):
+    def forward(self, x, *, by, shift=0.0):
+        return x + self.drop(self.f(x) * by + shift)
+
+
+def test_an_argument_that_must_be_named_is_handed_on():
+    x, by = torch.randn(3, 4), torch.randn(4)
+    block = ByName()
+    expected = copy.deepcopy(block).eval()(x, by=by, shift=1.0)
+    skip_branches(nn.Sequential(block), rescale="none")
+    set_gates(block, [True])
+    assert torch.equal(block(x, shift=1.0, by=by), expected)
+
+
 class HandsOn(Block):
     def forward(self, x, bias=None):
         return x + self.drop(F.linear(self.f(x), self.f.weight, bias))

@@ -133,10 +133,23 @@ class Masked(nn.Module):
         return x + self.mask(self.linear(x))
 
 
+class Called(nn.Module):
+    """It calls the function itself, in a file that is not sdnet's."""
+
+    def forward(self, x):
+        return stochastic_depth(x, 0.5, self.training)
+
+
 @pytest.mark.parametrize("how", MASKED)
 @pytest.mark.parametrize(
     "mask",
-    [StochasticDepth(0.5), StochasticDepth(0.5, "batch"), DropPath(0.5), DropPath(0.5, False)],
+    [
+        StochasticDepth(0.5),
+        StochasticDepth(0.5, "batch"),
+        DropPath(0.5),
+        DropPath(0.5, False),
+        Called(),
+    ],
     ids=repr,
 )
 def test_a_traced_mask_is_drawn_at_every_call(mask, how):

@@ -1,11 +1,12 @@
 """Which modules of a network drop, where they stand, and with which rate."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
-from sdnet.models.checks import check_drop_rate
+from sdnet.models.checks import check_drop_rate, shown
 from sdnet.models.cutting.rewrite import CONTAINERS
 from sdnet.models.stochastic_depth import DropPath, StochasticDepth
 
@@ -17,11 +18,17 @@ DropTypes = Sequence[Kind] | Mapping[Kind, str]
 
 def rates_of(drop_types: DropTypes) -> dict[Kind, str | None]:
     """Classes of modules that drop, and where they keep their rate; None: in one of `RATES`."""
-    own = dict(drop_types) if isinstance(drop_types, Mapping) else dict.fromkeys(drop_types)
-    for kind in own:
-        if not isinstance(kind, type) or not issubclass(kind, nn.Module):
-            raise ValueError(f"drop_types must be classes of modules, got {kind!r}")
+    kinds = classes("drop_types", drop_types)
+    own = dict(drop_types) if isinstance(drop_types, Mapping) else dict.fromkeys(kinds)
     return {**own, **dict.fromkeys([DropPath, StochasticDepth, *imported(KNOWN)])}
+
+
+def classes(name: str, given: Any) -> tuple[Kind, ...]:
+    """The classes of modules that an argument lists; ValueError for anything else."""
+    found = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(isinstance(kind, type) and issubclass(kind, nn.Module) for kind in found):
+        raise ValueError(f"{name} must be a list of classes of modules, got {shown(given)}")
+    return found
 
 
 def imported(known: Mapping[str, Sequence[str]]) -> list[Kind]:

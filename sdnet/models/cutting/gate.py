@@ -117,7 +117,9 @@ class Gate(Gated):
 
 
 def _rows_of(value: Any, rows: Tensor, n: int, block: nn.Module) -> Any:
-    """Rows of a tensor, or of each in a tuple, e.g. the parts of a `chunk`."""
+    """Rows of a tensor, or of each in a tuple, e.g. the parts of a `chunk`, or in a dict."""
+    if isinstance(value, dict):
+        return {key: _rows_of(part, rows, n, block) for key, part in value.items()}
     if isinstance(value, tuple | list):
         return tuple(_rows_of(part, rows, n, block) for part in value)
     if not isinstance(value, Tensor):

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Graph, Node
 
+from sdnet.models.checks import shown
 from sdnet.models.cutting.branch import Branch, of_drop, of_sum, sums
 from sdnet.models.cutting.gate import Gate
 from sdnet.models.cutting.nodes import result
@@ -266,10 +267,9 @@ def _check_settings(own: type, block: nn.Module, settings: dict[str, Any]) -> No
     for name, value in settings.items():
         now = getattr(block, name)
         if now is not value and (type(now) is not type(value) or now != value):
-            shown = type(now).__name__ if isinstance(now, Tensor | nn.Module) else repr(now)
             raise ValueError(
                 f"{own.__name__}: its branches were cut out for {name}={value!r}, now it is "
-                f"{shown}: set it before skip_branches, or undo that by restore_branches first"
+                f"{shown(now)}: set it before skip_branches, or undo that by restore_branches first"
             )
 
 
@@ -288,7 +288,7 @@ def _needed_arguments(own: type, block: nn.Module, args: tuple, kwargs: dict) ->
         elif value is not default and (isinstance(value, Tensor) or value != default):
             raise ValueError(
                 f"{own.__name__}.forward: its branches were cut out for {name}={default!r}, got "
-                f"{value!r}: what it computes depends on that"
+                f"{shown(value)}: what it computes depends on that"
             )
     return tuple(needed)
 

@@ -2,7 +2,9 @@
 
 import inspect
 import operator
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.fx import Graph, Node, Proxy, Tracer
 
 from sdnet.models.cutting.effects import PLAIN, effects_undone
 
-REQUIRED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 IN_PLACE = ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor")
 DICTS = ("dict", "immutable_dict")
 
@@ -114,13 +116,13 @@ def trace(block: nn.Module, training: bool = True) -> Trace:
     if "is_tensor" in asked or {"isinstance", "Tensor"} <= set(asked):
         raise CannotCut("its forward asks whether something is a Tensor, which a trace denies")
     parameters = list(inspect.signature(own.forward).parameters.values())[1:]
-    needed = [p.name for p in parameters if p.default is p.empty and p.kind in REQUIRED]
-    defaults = {p.name: p.default for p in parameters if p.name not in needed}
+    required = [p for p in parameters if p.default is p.empty and p.kind not in VARIABLE]
+    defaults = {p.name: p.default for p in parameters if p not in required}
     read: set[str] = set()
     reading = _reading(own, read)
     try:
         block.training = training
-        block.__class__ = _without_defaults(reading, needed) if defaults else reading
+        block.__class__ = _without_defaults(reading, required) if defaults else reading
         graph, by_default = _traced(block), False
         settings = _settings(block, read)
         if defaults:
@@ -158,11 +160,12 @@ def _settings(block: nn.Module, read: set[str]) -> dict[str, Any]:
     }
 
 
-def _without_defaults(own: type[nn.Module], needed: list[str]) -> type:
+def _without_defaults(own: type[nn.Module], required: list[inspect.Parameter]) -> type:
     """A class whose `forward` takes no more than it needs."""
-    names = ", ".join(["self", *needed])
+    names = ", ".join(["self", *(p.name for p in required)])
+    by_name = [f"{p.name}={p.name}" if p.kind is p.KEYWORD_ONLY else p.name for p in required]
     known: dict[str, Any] = {"own": own}
-    exec(f"def forward({names}): return own.forward({names})", known)
+    exec(f"def forward({names}): return own.forward({', '.join(['self', *by_name])})", known)
     return type(own.__name__, (own,), {"forward": known["forward"]})
 
 
@@ -174,13 +177,24 @@ def _traced(block: nn.Module) -> Graph:
         raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise CannotCut(f"torch.fx cannot trace it: {type(error).__name__}: {reason}") from error
+        where = _line(error)
+        raise CannotCut(
+            f"torch.fx cannot trace it: {type(error).__name__}: {reason}{where}"
+        ) from error
     if effects:
         raise CannotCut(f"its forward {effects[0]}, which a trace does once for all")
     for node in reversed(graph.nodes):  # of `x, _ = ...` that which nobody needs
         if node.target is operator.getitem and not node.users:
             graph.erase_node(node)
     return graph
+
+
+def _line(error: Exception) -> str:
+    """Where that was raised, in the file that has the block: not in torch, nor in this one."""
+    passed = (str(Path(torch.__file__).parent), __file__, "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(passed)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _text(graph: Graph, defaults: dict[str, Any]) -> list[str]:
