@@ -100,9 +100,17 @@ def test_there_are_commands_and_each_script_is_there():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", TEXTS[page.name]):
+    for target, heading in re.findall(r"\]\(([^)#]*)(?:#([^)]*))?\)", TEXTS[page.name]):
         if not target.startswith("https://"):
-            assert (page.parent / target).exists(), target
+            there = page.parent / target if target else page
+            assert there.exists(), target
+            assert not heading or heading in anchors(there.read_text()), (target, heading)
+
+
+def anchors(text):
+    """What GitHub calls the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"(?ms)^```.*?^```", "", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_front_door_is_short_and_leads_to_every_page():
