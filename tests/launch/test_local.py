@@ -84,7 +84,7 @@ def test_ten_runs_share_four_gpus_and_one_that_is_killed_costs_no_slot(
     killed = [str(answers.pop(i)) for i in (6, 3)]
     assert killed == ["its process ended (exit status 7)", "its process ended (SIGKILL)"]
     assert answers[:3] == [("0", "1"), ("1", "1"), ("2", "1")]
-    assert "3" in {slot for slot, _ in answers[3:]}  # the killed run's
+    assert {threads for _, threads in answers[3:]} == {"1"}
     told = [("run 3", killed[1]), ("run 6", killed[0])]
     assert sorted(said) == [f"ERROR: {name}: {how}; the sweep goes on" for name, how in told]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
