@@ -16,7 +16,8 @@ def visible(text: str, keep: str = "") -> str:
 
 def counted(number: float, noun: str) -> str:
     """E.g. "1 step", "2 steps", "1.5 epochs"."""
-    return f"{number:.6g} {noun}{'' if number == 1 else 's'}"
+    digits = number if isinstance(number, int) else f"{number:.6g}"
+    return f"{digits} {noun}{'' if number == 1 else 's'}"
 
 
 def _escape(character: str) -> str:
