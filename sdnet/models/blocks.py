@@ -110,7 +110,7 @@ class ResidualBlock(Gated):
             else:
                 subsample = shortcut == "subsample"
                 self.downsample = PadShortcut(in_channels, out_channels, stride, subsample)
-        # Whoever knows that the input never is negative says so (see `make_stage`): then a closed
+        # Whoever knows that the input is never negative says so (see `ResNet`): then a closed
         # gate beside an identity shortcut leaves the input as it is.
         self.rectified_input = False
 
